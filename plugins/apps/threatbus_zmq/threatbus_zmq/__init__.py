@@ -1,0 +1,1 @@
+"""The ZeroMQ app plugin of Threat Bus: the endpoint that apps and wrappers subscribe at."""

@@ -1,0 +1,134 @@
+"""Management: who is subscribed under which point-to-point topic; answers requests, no sockets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
+from threatbus.logger import RateLimited
+from threatbus.queues import MessageQueue
+from threatbus_zmq import mapping
+
+logger = logging.getLogger("threatbus.zmq.manager")
+
+
+class Receiver(Protocol):
+    """What delivers to a subscriber; the publisher has one per subscription."""
+
+    name: str
+    outq: MessageQueue
+    last_sign: float
+    """Monotonic time of the last heartbeat, or of the last change of its connection."""
+
+
+class Receivers(Protocol):
+    """The publisher, as the manager sees it."""
+
+    def add(self, p2p: str, name: str) -> Receiver:
+        """Make ready to deliver to `p2p`."""
+
+    def remove(self, p2p: str) -> None:
+        """Deliver to `p2p` no more."""
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """What is known of one subscription."""
+
+    topics: list[str]
+    receiver: Receiver
+
+
+class Manager:
+    """All subscriptions of the endpoint. Belongs to the endpoint's loop."""
+
+    def __init__(
+        self,
+        ports: tuple[int, int],
+        max_subscribers: int,
+        receivers: Receivers,
+        subscribe: SubscribeCallback,
+        unsubscribe: UnsubscribeCallback,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ports = ports
+        self._max_subscribers = max_subscribers
+        self._receivers = receivers
+        self._subscribe = subscribe
+        self._unsubscribe = unsubscribe
+        self._clock = clock
+        self._subscriptions: dict[str, Subscription] = {}
+        self._log = RateLimited(logger)
+        # Every subscription gets the next one, so that a nameless app has something to go by.
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._subscriptions)
+
+    def handle(self, frame: bytes) -> bytes:
+        """Answer one request. Raises nothing: a REP socket that does not answer is dead."""
+        try:
+            return self._serve(mapping.decode_request(frame))
+        except mapping.BadRequest as error:
+            self._log.log(error.reason, logging.WARNING, "request refused: %s", error.reason)
+            return mapping.encode_reply(error.status, reason=error.reason)
+        # Whatever a request sets off, everyone else's next one must be answered.
+        except Exception:
+            logger.exception("a request could not be served")
+            return mapping.encode_reply("error", reason="internal error, see the log of the bus")
+
+    def end(self, p2p: str, why: str) -> bool:
+        """End a subscription; False if there is none."""
+        found = self._subscriptions.pop(p2p, None)
+        if found is None:
+            return False
+        self._unsubscribe(found.topics, found.receiver.outq)
+        found.receiver.outq.close()
+        self._receivers.remove(p2p)
+        logger.info("%s is unsubscribed: %s", found.receiver.name, why)
+        return True
+
+    def end_all(self, why: str) -> None:
+        """End every subscription."""
+        for p2p in list(self._subscriptions):
+            self.end(p2p, why)
+
+    def _serve(self, request: mapping.Request) -> bytes:
+        if isinstance(request, mapping.Subscribe):
+            return self._on_subscribe(request)
+        if isinstance(request, mapping.Unsubscribe):
+            known = self.end(request.p2p, "it asked to be")
+        else:
+            known = request.p2p in self._subscriptions
+            if known:
+                self._subscriptions[request.p2p].receiver.last_sign = self._clock()
+        if not known:
+            raise mapping.BadRequest("error", "unknown topic: subscribe again")
+        return mapping.encode_reply("success")
+
+    def _on_subscribe(self, request: mapping.Subscribe) -> bytes:
+        if len(self._subscriptions) >= self._max_subscribers:
+            raise mapping.BadRequest(
+                "error", f"there are {self._max_subscribers} subscribers already (max_subscribers)"
+            )
+        p2p = mapping.new_p2p_topic()
+        self._number += 1
+        name = request.name or "subscriber"
+        receiver = self._receivers.add(p2p, f"{name} #{self._number}")
+        self._subscriptions[p2p] = Subscription(request.topics, receiver)
+        try:
+            self._subscribe(request.topics, receiver.outq, request.snapshot)
+        except Exception:
+            self.end(p2p, "it could not be subscribed")
+            raise
+        logger.info(
+            "%s subscribes to %s%s",
+            receiver.name,
+            ", ".join(request.topics),
+            f", with a snapshot of {request.snapshot}" if request.snapshot else "",
+        )
+        pub_port, sub_port = self._ports
+        return mapping.encode_reply("success", topic=p2p, pub_port=pub_port, sub_port=sub_port)

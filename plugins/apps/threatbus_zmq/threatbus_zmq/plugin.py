@@ -1,0 +1,75 @@
+"""Hooks of the ZeroMQ app plugin."""
+
+from __future__ import annotations
+
+import logging as std_logging
+from typing import Any
+
+import msgspec
+
+import threatbus
+from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
+from threatbus.intake import Intake
+from threatbus.services import Services
+from threatbus_zmq.config import ZmqConfig
+from threatbus_zmq.endpoint import Endpoint
+
+logger = std_logging.getLogger("threatbus.zmq")
+
+
+class ZmqPlugin:
+    """Lets apps subscribe, receive and publish over ZeroMQ."""
+
+    def __init__(self) -> None:
+        self._endpoint: Endpoint | None = None
+
+    @threatbus.app
+    def config_schema(self) -> type[msgspec.Struct]:
+        """Give the schema of the section."""
+        return ZmqConfig
+
+    @threatbus.app
+    def run(
+        self,
+        config: Any,  # noqa: ARG002
+        logging: Any,  # noqa: ARG002
+        inq: Intake,
+        subscribe_callback: SubscribeCallback,
+        unsubscribe_callback: UnsubscribeCallback,
+        services: Services,
+    ) -> None:
+        """Open the endpoint and serve it."""
+        section = services.section
+        settings = section if isinstance(section, ZmqConfig) else ZmqConfig()
+        endpoint = Endpoint(settings, services, inq, subscribe_callback, unsubscribe_callback)
+        endpoint.open()
+        endpoint.start()
+        self._endpoint = endpoint
+        logger.info(
+            "listening on %s: manage %d, pub %d, sub %d",
+            settings.host,
+            settings.manage,
+            settings.pub,
+            settings.sub,
+        )
+
+    @threatbus.app
+    def stop_intake(self) -> None:
+        """Take what publishers have sent so far, then no more."""
+        if self._endpoint is not None:
+            self._endpoint.stop_intake()
+
+    @threatbus.app
+    def drain(self, deadline: float) -> int:
+        """Deliver what waits to whoever reads."""
+        return self._endpoint.drain(deadline) if self._endpoint is not None else 0
+
+    @threatbus.app
+    def stop(self) -> None:
+        """Close the endpoint."""
+        if self._endpoint is None:
+            return
+        self._endpoint.stop()
+        self._endpoint.join()
+        self._endpoint.close()
+        self._endpoint = None

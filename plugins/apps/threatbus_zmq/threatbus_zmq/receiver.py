@@ -1,0 +1,186 @@
+"""Intake: from the SUB socket through the border to inq.
+
+The ordinary frame is recognised in the endpoint's loop, at line rate. A frame that the fast path
+is unsure of may take the STIX library up to a second; it goes to a worker of its own together with
+those behind it, and the loop reads no further until they are through: nobody waits for one bad
+document but the publishers behind it, and their order stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import zmq
+import zmq.backend
+
+from threatbus.errors import Overflow
+from threatbus.intake import Intake
+from threatbus.logger import RateLimited
+from threatbus.messages import Message
+from threatbus.rejects import RejectStore
+from threatbus.workers import StoppableWorker
+from threatbus_zmq.mapping import FrameReader
+from threatbus_zmq.pipes import PipeLimit
+
+logger = logging.getLogger("threatbus.zmq.receiver")
+
+ORIGIN: Final = "zmq sub"
+#: Frames that one turn of the loop reads.
+BATCH: Final = 500
+#: Bytes after which a turn ends, so that it stays short with large frames, too.
+BATCH_BYTES: Final = 1024 * 1024
+
+
+class SlowLane(StoppableWorker):
+    """Reads the frames that the fast path is unsure of. Started with the endpoint.
+
+    Blocks on its queue, which `stop` wakes. `idle` is called whenever it has dealt with all.
+    """
+
+    def __init__(
+        self, reader: FrameReader, inq: Intake, rejects: RejectStore, idle: Callable[[], None]
+    ):
+        super().__init__(name="zmq border")
+        self._reader = reader
+        self._inq = inq
+        self._rejects = rejects
+        self._idle = idle
+        self._frames: queue.SimpleQueue[Sequence[bytes]] = queue.SimpleQueue()
+        # Whether frames are under way; set by the loop, cleared by this worker when it is done.
+        self.busy = False
+
+    def take(self, frames: Sequence[bytes]) -> None:
+        """Deal with `frames`, in order. Called by the loop while not `busy`."""
+        self.busy = True
+        self._frames.put(frames)
+
+    def run(self) -> None:
+        """Deal with one hand-over after the other."""
+        while self._running():
+            frames = self._frames.get()
+            try:
+                for frame in frames:
+                    self._deal_with(frame)
+            finally:
+                self.busy = False
+                self._idle()
+
+    def stop(self) -> None:
+        """Ask the worker to end after what it has, and wake it."""
+        super().stop()
+        self._frames.put(())
+
+    def _deal_with(self, frame: bytes) -> None:
+        message = self._reader.recognise(frame)
+        if message is not None:
+            messages, rejected = [message], []
+        else:
+            messages, rejected = self._reader.read(frame)
+        for reason, data in rejected:
+            self._rejects.add(ORIGIN, reason, data)
+        if messages:
+            try:
+                # A full outq keeps this worker waiting here, and the loop from reading more.
+                self._inq.put_many(messages)
+            except Overflow as error:
+                logger.warning("%d messages not taken: %s", len(messages), error)
+
+
+class Receiver:
+    """The SUB socket's side. Belongs to the endpoint's loop."""
+
+    def __init__(
+        self, reader: FrameReader, inq: Intake, rejects: RejectStore, wake: Callable[[], None]
+    ) -> None:
+        self._reader = reader
+        self._inq = inq
+        self._log = RateLimited(logger)
+        self.slow_lane = SlowLane(reader, inq, rejects, wake)
+        self._recv: Callable[..., bytes] = _nothing
+        self.socket: zmq.Socket[bytes] | None = None
+        self._limit: PipeLimit | None = None
+        self._address = ""
+
+    def bind(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_message_size: int
+    ) -> zmq.Socket[bytes]:
+        """Open the socket at `address`; raises `zmq.ZMQError`."""
+        socket = context.socket(zmq.SUB)
+        try:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.MAXMSGSIZE, max_message_size)
+            # Everything: what is published to a topic that nobody has is to be seen and rejected.
+            socket.setsockopt(zmq.SUBSCRIBE, b"")
+            self._limit = PipeLimit(socket, zmq.RCVHWM)
+            socket.bind(address)
+        except zmq.ZMQError:
+            socket.close(0)
+            raise
+        self.socket = socket
+        self._address = address
+        self._recv = zmq.backend.Socket.recv.__get__(socket)
+        return socket
+
+    @property
+    def open(self) -> bool:
+        """Whether frames may be read now: the socket is there and nothing behind it is full."""
+        return self.socket is not None and self._inq.writable and not self.slow_lane.busy
+
+    def take(self) -> int:
+        """Read one batch of frames and put what they hold on inq; gives the number of frames."""
+        recv, recognise = self._recv, self._reader.recognise
+        messages: list[Message] = []
+        unsure: list[bytes] = []
+        frames = size = 0
+        try:
+            while frames < BATCH and size < BATCH_BYTES:
+                frame = recv(zmq.NOBLOCK)
+                frames += 1
+                size += len(frame)
+                message = None if unsure else recognise(frame)
+                if message is None:
+                    unsure.append(frame)
+                else:
+                    messages.append(message)
+        except zmq.Again:
+            pass
+        if not frames:
+            return 0
+        if self._limit is not None:
+            self._limit.note(frames, size)
+        if messages:
+            self._put(messages)
+        if unsure:
+            self.slow_lane.take(unsure)
+        return frames
+
+    def pause(self, paused: bool) -> None:
+        """Say that nothing is read for a while: publishers shall keep what they have."""
+        if paused and self._limit is not None and self.socket is not None:
+            self._limit.tighten()
+
+    def unbind(self) -> None:
+        """Let no further publisher connect; what those that are there have sent can be read."""
+        if self.socket is not None:
+            self.socket.unbind(self._address)
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        if self.socket is not None:
+            self.socket.close(0)
+        self.socket = None
+        self._limit = None
+        self._recv = _nothing
+
+    def _put(self, messages: list[Message]) -> None:
+        try:
+            self._inq.put_many(messages, wait=False)
+        except Overflow as error:
+            self._log.log("inq", logging.WARNING, "%d messages not taken: %s", len(messages), error)
+
+
+def _nothing(*_: object) -> bytes:
+    raise zmq.Again

@@ -1,0 +1,1 @@
+"""The in-memory backbone of Threat Bus: one process, no broker."""

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+import stix2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stix2patterns.validator import run_validator
+from strategies import (
+    HARD_PATTERNS,
+    OTHER_PATTERN_TYPES,
+    PATTERNS,
+    broken_pattern,
+    indicator,
+    mutated_documents,
+    ordinary_documents,
+    sighting,
+)
+
+from threatbus.fastpath import MAX_DEPTH, FastPath, depth_is_at_most
+
+SEEDED = settings(derandomize=True, database=None, deadline=None)
+EXTENSION = "extension-definition--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"
+
+fast = FastPath()
+
+
+def recognise(document: dict[str, Any]) -> str | None:
+    return fast.recognise(json.dumps(document).encode())
+
+
+def library_topic(data: bytes) -> str | None:
+    try:
+        parsed = stix2.parse(data.decode(), allow_custom=True)
+    except Exception:  # noqa: BLE001  the library raises anything
+        return None
+    if type(parsed) is stix2.v21.Indicator:
+        return "stix2/indicator"
+    return "stix2/sighting" if type(parsed) is stix2.v21.Sighting else None
+
+
+# Never accepts what the library rejects.
+
+
+@settings(SEEDED, max_examples=900)
+@given(mutated_documents())
+def test_a_document_the_library_rejects_is_never_accepted_by_the_fast_path(
+    documents: list[bytes],
+) -> None:
+    for data in documents:
+        topic = fast.recognise(data)
+        if topic is not None:
+            assert topic == library_topic(data), data
+
+
+@settings(SEEDED, max_examples=1000)
+@given(st.binary(max_size=200))
+def test_no_bytes_make_it_raise(data: bytes) -> None:
+    assert fast.recognise(data) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00",
+        b"\xff\xfe",
+        b"{",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"type":"indicator","extensions":' + b'{"a":' * 100_000,
+        b'{"type":"indicator","x":' + b"[" * 100_000,
+        b'{"type":"indicator","\xff":1}',
+        b'{"type":"indicator","id":"\\ud800"}',
+        b'{"type":[]}',
+        b'{"type":null}',
+        b"[]",
+        b"null",
+        b'"indicator"',
+    ],
+    ids=lambda data: repr(data[:20]),
+)
+def test_hostile_bytes_make_it_unsure(data: bytes) -> None:
+    assert fast.recognise(data) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec_version": "2.0"},
+        {"spec_version": 2.1},
+        {"id": "indicator--8e2e2d2b-17d4-4cbf-c38f-98ee46b3cd3f"},  # not the RFC 4122 variant
+        {"id": "indicator--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3"},
+        {"id": "sighting--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"},
+        {"id": "inbiabtor--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"},
+        {"created": "2015-02-29T00:00:00Z"},
+        {"created": "2016-04-06T24:00:00Z"},
+        {"created": "2016-04-06T20:03:60Z"},
+        {"created": "2016-04-06T20:03:48.1234567Z"},
+        {"created": "2016-04-06T20:03:48+00:00"},
+        {"created": "2016-W14-3T20:03:48Z"},
+        {"created": "2016-04-06T200348.5Z"},
+        {"created": "0000-01-01T00:00:00Z"},
+        {"created": "2a16-04-06T20:03:48Z", "modified": "2a16-04-06T20:03:48Z"},
+        {"valid_until": "2016-01-01T00:00:00Z"},
+        {"valid_until": "2015-01-01T00:00:00Z"},
+        {"valid_until": "2016-01-01"},
+        {"created_by_ref": "indicator--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"},
+        {"object_marking_refs": ["identity--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"]},
+        {"external_references": [{"source_name": "x"}]},
+        {"external_references": [{"source_name": "x", "url": None}]},
+        {"kill_chain_phases": [{"kill_chain_name": "x"}]},
+        {"confidence": "x"},
+        {"revoked": "perhaps"},
+        {"granular_markings": [{"selectors": ["nothing"], "lang": "en"}]},
+        {"extensions": {EXTENSION: 1}},
+        {"extensions": {"archive-ext": {}}},
+        {"extensions": {"extension-definition--1": {}}},
+        {"extensions": "{}"},
+        {"allow_custom": False},
+        {"interoperability": True},
+        {"self": 1},
+        {"custom_properties": {"X": 1}},
+        {"X_upper": 1},
+        {"_under": 1},
+        {"": 1},
+        {"ünder": 1},
+        {"pattern": "[file:name = 'x'"},
+        {"pattern": "[true:x = 1]"},
+        {"pattern": "[file:LAST = 1]"},
+        {"pattern": "[file:size = 01]"},
+        {"pattern": "[file:hashes.MD5 = 'x']"},
+        {"pattern": "[file:'hashes'.'md-5' = 'x']"},
+        {"pattern": "[file:hashes[0] = 'x']"},
+        {"pattern": "[file:hashes.'\u017fha1' = 'x']"},
+        {"pattern": "[file:x.hashes.y.MD5 = 'x']"},
+        {"pattern": f"[file:name[{'9' * 5000}] = 'x']"},
+        {"pattern": " OR ".join(["[file:name = 'x']"] * 3000)},
+        {"pattern": "file:name = 'x'", "pattern_version": "2.0"},
+        {"pattern": ""},
+    ],
+    ids=lambda change: repr(change)[:60],
+)
+def test_what_the_library_rejects_for_one_property_leaves_it_unsure(change: dict[str, Any]) -> None:
+    document = indicator(**change) if "self" not in change else indicator() | change
+    assert library_topic(json.dumps(document).encode()) is None
+    assert recognise(document) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sighting_of_ref": "relationship--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"},
+        {"sighting_of_ref": "ipv4-addr--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"},
+        {"first_seen": "2016-04-06T20:08:31Z", "last_seen": "2016-04-06T20:08:30Z"},
+        {"first_seen": "2016-04-06T20:08:31.1Z", "last_seen": "2016-04-06T20:08:31.0Z"},
+        {"count": -1},
+        {"count": 10**9},
+        {"summary": 2},
+        {"observed_data_refs": ["identity--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"]},
+        {"where_sighted_refs": ["indicator--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"]},
+    ],
+    ids=lambda change: repr(change)[:60],
+)
+def test_a_sighting_the_library_rejects_leaves_it_unsure(change: dict[str, Any]) -> None:
+    document = sighting(**change)
+    assert library_topic(json.dumps(document).encode()) is None
+    assert recognise(document) is None
+
+
+def test_timestamps_that_only_look_right_side_by_side_leave_it_unsure() -> None:
+    moment = "2016-04-06T20:03:48Z"
+    assert (
+        recognise(indicator(created=f"{moment}|{moment}", modified="", valid_from=moment)) is None
+    )
+    assert recognise(indicator(created=moment[:-1], modified=f"Z{moment}")) is None
+
+
+@pytest.mark.parametrize(
+    "pair",
+    ['"type":"malware"', '"spec_version":"2.0"', '"id":"x"', '"pattern":"x"', '"created":"x"'],
+)
+def test_of_two_values_for_a_key_the_last_counts(pair: str) -> None:
+    body = json.dumps(indicator())[1:-1]
+    assert fast.recognise(f"{{{body},{pair}}}".encode()) is None
+    # The library takes this one; the typed decoder may be content or unsure.
+    assert library_topic(f"{{{pair},{body}}}".encode()) == "stix2/indicator"
+    assert fast.recognise(f"{{{pair},{body}}}".encode()) in (None, "stix2/indicator")
+
+
+def test_invalid_utf8_in_an_unknown_property_is_noticed() -> None:
+    data = json.dumps(indicator(x_custom="@")).encode()
+    assert fast.recognise(data) == "stix2/indicator"
+    assert fast.recognise(data.replace(b"@", b"\xff")) is None
+    assert fast.recognise(data.replace(b"x_custom", b"x_cust\xff")) is None
+
+
+def test_a_pattern_the_grammar_rejects_is_never_accepted() -> None:
+    rng = random.Random(20)
+    accepted = 0
+    for _ in range(15_000):
+        pattern = broken_pattern(rng)
+        if recognise(indicator(pattern=pattern)) is not None:
+            accepted += 1
+            assert run_validator(pattern, "2.1") == [], pattern
+    assert accepted > 500
+
+
+# Takes what is ordinary.
+
+
+@settings(SEEDED, max_examples=100)
+@given(ordinary_documents())
+def test_ordinary_documents_are_valid(documents: list[bytes]) -> None:
+    assert all(library_topic(data) is not None for data in documents[:4])
+
+
+def test_at_least_95_percent_of_ordinary_documents_take_the_fast_path() -> None:
+    taken = total = 0
+
+    @settings(SEEDED, max_examples=200)
+    @given(ordinary_documents())
+    def count(documents: list[bytes]) -> None:
+        nonlocal taken, total
+        taken += sum(fast.recognise(data) is not None for data in documents)
+        total += len(documents)
+
+    count()
+    assert taken >= 0.95 * total
+
+
+@pytest.mark.parametrize("pattern", [p for p in PATTERNS if "OR hashes" not in p])
+def test_ordinary_patterns_take_the_fast_path(pattern: str) -> None:
+    assert recognise(indicator(pattern=pattern)) == "stix2/indicator"
+    assert recognise(indicator(pattern=pattern, pattern_version="2.1")) == "stix2/indicator"
+    assert recognise(indicator(pattern=pattern, x_misp_score=1)) == "stix2/indicator"
+
+
+@pytest.mark.parametrize("pattern", HARD_PATTERNS)
+def test_other_patterns_are_left_to_the_grammar(pattern: str) -> None:
+    assert recognise(indicator(pattern=pattern)) is None
+
+
+@pytest.mark.parametrize(("pattern_type", "pattern"), OTHER_PATTERN_TYPES)
+def test_patterns_of_another_type_are_not_looked_into(pattern_type: str, pattern: str) -> None:
+    document = indicator(pattern_type=pattern_type, pattern=pattern)
+    assert recognise(document) == "stix2/indicator"
+    assert library_topic(json.dumps(document).encode()) == "stix2/indicator"
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"x_threatbus_update": "REMOVE"},
+        {"x_misp_event": {"a": [1, None, 0.5, {"b": []}]}},
+        {"x_opencti_score": 50, "x_opencti_detection": True, "defanged": False},
+        {"extensions": {EXTENSION: {"extension_type": "property-extension", "a": {"b": [1]}}}},
+        {"extensions": {EXTENSION: {"extension_type": "toplevel-property-extension"}}, "rank": 1},
+        {"extensions": {}},
+        {"labels": [], "name": None, "confidence": None, "x_null": None},
+        {"labels": ["a", "b"], "confidence": 100, "lang": "en", "revoked": True},
+        {"external_references": [{"source_name": "a", "description": ""}]},
+        {"valid_until": "2016-01-01T00:00:01Z"},
+        {"created": "2016-02-29T23:59:59.123456Z"},
+    ],
+    ids=lambda properties: repr(properties)[:60],
+)
+def test_ordinary_properties_take_the_fast_path(properties: dict[str, Any]) -> None:
+    document = indicator(**properties)
+    assert recognise(document) == "stix2/indicator"
+    assert library_topic(json.dumps(document).encode()) == "stix2/indicator"
+
+
+def test_a_sighting_with_its_context_takes_the_fast_path() -> None:
+    document = sighting(
+        first_seen="2016-04-06T20:08:31Z",
+        last_seen="2016-04-06T20:08:31Z",
+        count=1,
+        x_threatbus_sighting_context={"noisy": True, "conn": {"orig": ["192.0.2.1", 80]}},
+        x_threatbus_indicator=indicator(),
+        x_threatbus_source="zeek",
+    )
+    assert recognise(document) == "stix2/sighting"
+
+
+# Depth.
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for level in range(levels):
+        value = [value, 2] if level % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [1, 63, 64, 65, 100, 500])
+def test_depth_is_counted_in_levels(levels: int) -> None:
+    data = json.dumps(nested(levels)).encode()
+    assert depth_is_at_most(levels, data)
+    assert not depth_is_at_most(levels - 1, data)
+
+
+def test_many_brackets_on_one_level_are_not_deep() -> None:
+    assert depth_is_at_most(2, json.dumps([[]] * 1000).encode())
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        lambda value: indicator(x_custom=value),
+        lambda value: indicator(extensions={EXTENSION: {"a": value}}),
+        lambda value: sighting(x_threatbus_sighting_context=value),
+        lambda value: sighting(x_threatbus_indicator=value),
+    ],
+)
+def test_what_is_deeper_than_the_limit_leaves_it_unsure(properties: Any) -> None:
+    assert recognise(properties(nested(MAX_DEPTH - 3))) is not None
+    assert recognise(properties(nested(MAX_DEPTH))) is None

@@ -1,0 +1,79 @@
+"""Every error that Threat Bus raises on purpose.
+
+::
+
+    ThreatBusError
+    ├── ConfigError        one wrong setting: key, what was found, what is allowed
+    ├── InvalidConfig      all the ConfigErrors of one configuration
+    ├── PluginError        a plugin is missing, broken, or names a hook that does not exist
+    ├── Rejected           a message that the border does not let in
+    │   └── NotCarried     … because it is of a type that the bus does not carry
+    ├── Overflow           a queue that is full, or that a policy has closed
+    └── BusUnreachable     a client found nothing that answers at its endpoint
+
+A driver's own exceptions (ZeroMQ, pika, …) are translated into one of these where
+they arise and go no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ThreatBusError(Exception):
+    """Root of all errors raised by Threat Bus."""
+
+
+class ConfigError(ThreatBusError):
+    """One setting that is wrong.
+
+    `key` is the dotted path as in the YAML file (``plugins.apps.zmq.pub``), `found` what stands
+    there (None: nothing), `allowed` what may stand there, `hint` the nearest known key, if any.
+    """
+
+    def __init__(self, key: str, found: str | None, allowed: str, hint: str | None = None) -> None:
+        self.key = key
+        self.found = found
+        self.allowed = allowed
+        self.hint = hint
+        super().__init__(key, found, allowed, hint)
+
+    def __str__(self) -> str:
+        found = "is missing" if self.found is None else f"is {self.found}"
+        hint = f"; did you mean {self.hint}?" if self.hint else ""
+        return f"{self.key}: {found}, but it must be {self.allowed}{hint}"
+
+
+class InvalidConfig(ThreatBusError):
+    """A configuration that cannot be started; `errors` holds every reason at once."""
+
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(self.errors)
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+class PluginError(ThreatBusError):
+    """A plugin that cannot be loaded or that does not keep to the hook specification."""
+
+
+class Rejected(ThreatBusError):
+    """A message that the border does not let in; `reason` is one line for log and sender."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class NotCarried(Rejected):
+    """A STIX object of a type that the bus has no topic for, as bundles are full of them."""
+
+
+class Overflow(ThreatBusError):
+    """A queue had no room, or was closed because it had none."""
+
+
+class BusUnreachable(ThreatBusError):
+    """Nothing answers at the endpoint, or what answers is no Threat Bus."""

@@ -1,0 +1,71 @@
+"""Back-pressure: where sources wait while something behind them is full."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+
+
+class Gate:
+    """Open, unless at least one holder keeps it shut.
+
+    A full queue holds the gate shut until it has room. Sources with a thread of their own wait
+    at it (`wait`); event loops ask (`is_open`) and are called back when it opens (`on_open`).
+    """
+
+    def __init__(self) -> None:
+        # Guards the fields below.
+        self._changed = threading.Condition()
+        self._holders: set[Hashable] = set()
+        self._on_open: list[Callable[[], None]] = []
+        self._retired = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether sources may go on."""
+        return not self._holders
+
+    def shut(self, holder: Hashable) -> None:
+        """Keep the gate shut on behalf of `holder`, until it calls `open`. Idempotent."""
+        with self._changed:
+            if not self._retired:
+                self._holders.add(holder)
+
+    def open(self, holder: Hashable) -> None:
+        """Let go of the gate; the last one to do so wakes whoever waits. Idempotent."""
+        with self._changed:
+            if holder not in self._holders:
+                return
+            self._holders.discard(holder)
+            if self._holders:
+                return
+            self._changed.notify_all()
+            callbacks = tuple(self._on_open)
+        for callback in callbacks:
+            callback()
+
+    def retire(self) -> None:
+        """Open for good: who waits is let through, and nobody can shut it any more."""
+        with self._changed:
+            self._retired = True
+            self._holders.clear()
+            self._changed.notify_all()
+
+    def on_open(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, in the thread that opens, whenever the gate opens."""
+        with self._changed:
+            self._on_open.append(callback)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the gate is open, at most `timeout` seconds; say whether it is."""
+        if self.is_open:
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while self._holders:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True

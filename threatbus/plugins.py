@@ -1,0 +1,155 @@
+"""The plugin host: finds, loads and calls plugins, and keeps their failures apart.
+
+Plugins are looked up among the installed distributions by entry point. Only those that the
+configuration names are loaded; each is called on its own, so that one that fails is named and
+costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pluggy
+
+from threatbus.errors import PluginError, ThreatBusError
+from threatbus.hookspecs import APP_GROUP, BACKBONE_GROUP, AppSpec, BackboneSpec
+
+logger = logging.getLogger("threatbus.plugins")
+
+_SPECS: Mapping[str, type] = {APP_GROUP: AppSpec, BACKBONE_GROUP: BackboneSpec}
+
+
+@dataclass(frozen=True)
+class InstalledPlugin:
+    """One entry point that some installed distribution offers."""
+
+    name: str
+    group: str
+    entry_point: importlib.metadata.EntryPoint
+
+    @property
+    def distribution(self) -> str:
+        """Name and version of the distribution it comes from."""
+        found = self.entry_point.dist
+        return f"{found.name} {found.version}" if found is not None else "unknown"
+
+    @cached_property
+    def loaded(self) -> Plugin:
+        """The plugin itself, loaded when first asked for; raises `PluginError`."""
+        return Plugin.load(self)
+
+    @property
+    def schema(self) -> Any:
+        """The schema of its section, or None; raises `PluginError`."""
+        return self.loaded.call("config_schema")
+
+    @property
+    def validators(self) -> Sequence[Any]:
+        """The dynaconf validators of an old-style plugin; raises `PluginError`."""
+        return list(self.loaded.call("config_validators") or ())
+
+
+def installed(group: str) -> dict[str, InstalledPlugin]:
+    """Find the plugins that are installed for `group`, by name."""
+    return {
+        point.name: InstalledPlugin(point.name, group, point)
+        for point in importlib.metadata.entry_points(group=group)
+    }
+
+
+class Plugin:
+    """One loaded plugin and its hooks."""
+
+    def __init__(self, name: str, group: str, implementation: object) -> None:
+        self.name = name
+        self.group = group
+        # One manager per plugin: hooks are called one plugin at a time, never in a chain in
+        # which the first exception would keep the others from being called.
+        self._manager = pluggy.PluginManager(group)
+        self._manager.add_hookspecs(_SPECS[group])
+        try:
+            self._manager.register(implementation, name)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise PluginError(f"plugin {name}: {self._explain(error)}") from error
+        if not self.hooks:
+            raise PluginError(
+                f"plugin {name} implements no hook: mark its functions with "
+                f"@threatbus.{'app' if group == APP_GROUP else 'backbone'}"
+            )
+
+    @classmethod
+    def load(cls, found: InstalledPlugin) -> Plugin:
+        """Import a plugin and make its object; raises `PluginError` that says what went wrong."""
+        try:
+            implementation = found.entry_point.load()
+            if inspect.isclass(implementation):
+                implementation = implementation()
+        # Importing runs foreign code, which may raise anything.
+        except Exception as error:
+            raise PluginError(
+                f"plugin {found.name} ({found.distribution}) cannot be loaded: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return cls(found.name, found.group, implementation)
+
+    @property
+    def hooks(self) -> list[str]:
+        """The names of the hooks that it implements."""
+        return sorted(name for name in self._spec_names() if self.has(name))
+
+    def has(self, hook: str) -> bool:
+        """Say whether the plugin implements `hook`."""
+        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+
+    def call(self, hook: str, **arguments: object) -> Any:
+        """Call one hook; gives its result, or None if the plugin does not have it."""
+        results = getattr(self._manager.hook, hook)(**arguments)
+        return results[0] if results else None
+
+    def call_safely(self, hook: str, **arguments: object) -> Any:
+        """Call one hook; what it raises is logged under the plugin's name, and gives None."""
+        try:
+            return self.call(hook, **arguments)
+        # A plugin's failure must cost the others nothing.
+        except Exception:
+            logger.exception("plugin %s failed in %s()", self.name, hook)
+            return None
+
+    def _spec_names(self) -> Iterator[str]:
+        return (name for name in vars(_SPECS[self.group]) if not name.startswith("_"))
+
+    def _explain(self, error: pluggy.PluginValidationError) -> str:
+        text = str(error).replace("\n", " ")
+        known = list(self._spec_names())
+        for word in text.replace("'", " ").split():
+            close = difflib.get_close_matches(word, known, 1, 0.75)
+            if close and word not in known:
+                return f"{word}() is no hook of {self.group}; did you mean {close[0]}()?"
+        return text
+
+    def __repr__(self) -> str:
+        return f"<{self.group} plugin {self.name}>"
+
+
+def start(plugin: Plugin, **arguments: object) -> bool:
+    """Call a plugin's `run` and say whether it runs.
+
+    A `ThreatBusError` is the plugin's word that the bus must not start without it, and passes;
+    anything else is logged, and the bus does without the plugin.
+    """
+    try:
+        plugin.call("run", **arguments)
+    except ThreatBusError:
+        raise
+    except Exception:
+        logger.exception("plugin %s does not start; the bus goes on without it", plugin.name)
+        return False
+    return True

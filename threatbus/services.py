@@ -1,0 +1,52 @@
+"""What the bus offers its plugins beyond queues and callbacks: the last argument of `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from threatbus.queues import Bounds, MessageQueue, OverflowPolicy
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from threatbus.border import Border
+    from threatbus.gate import Gate
+    from threatbus.rejects import RejectStore
+
+
+@dataclass(frozen=True)
+class Services:
+    """One per plugin and bus."""
+
+    #: The plugin's own section, converted to its schema; None without a schema.
+    section: msgspec.Struct | None
+    #: Decides which documents are STIX that the bus carries.
+    border: Border
+    #: Keeps what was not let in.
+    rejects: RejectStore
+    #: Where the plugin may keep files of its own.
+    state_directory: Path
+    #: Bounds and policy that the configuration gives to every outq.
+    outq_bounds: Bounds
+    overflow: OverflowPolicy
+    gate: Gate
+
+    def outq(
+        self,
+        name: str,
+        *,
+        on_ready: Callable[[], None] | None = None,
+        on_overflow: Callable[[], None] | None = None,
+    ) -> MessageQueue:
+        """Make a queue to subscribe with; see `MessageQueue` for the two callbacks."""
+        return MessageQueue(
+            name,
+            self.outq_bounds,
+            self.overflow,
+            gate=self.gate if self.overflow is OverflowPolicy.BLOCK else None,
+            on_ready=on_ready,
+            on_overflow=on_overflow,
+        )
