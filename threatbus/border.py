@@ -141,7 +141,8 @@ class Border:
             # The library turns whatever stands there into a string.
             pattern = document.get("pattern")
             text = pattern if isinstance(pattern, str) else str(pattern)
-            weight = _pattern_weight(text)
+            # The length alone is a lower bound, and spares weighing what is megabytes too long.
+            weight = len(text) if len(text) > self.max_pattern else _pattern_weight(text)
             if weight > self.max_pattern:
                 raise Rejected(f"pattern: too large (weight {weight}, {self.max_pattern} at most)")
         markings = document.get("granular_markings")
@@ -228,7 +229,7 @@ def _reason(error: Exception) -> str:
     """Put an error of the library into words that name the property and quote little."""
     text = str(error) or type(error).__name__
     prop = getattr(error, "prop_name", None)
-    if isinstance(prop, str):
+    if prop and isinstance(prop, str):
         text = f"{prop}: {getattr(error, 'reason', text)}"
     elif not isinstance(error, ValueError) and type(error).__module__ == "builtins":
         text = f"the library fails with {type(error).__name__}: {text}"

@@ -25,7 +25,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol, Union, cast, get_args, get_origin
 
@@ -162,10 +162,10 @@ class Section(dict[str, Any]):
 class Source:
     """What `load` found: the content of the file and the variables that win over it."""
 
-    content: Mapping[str, object]
+    content: Mapping[str, object] = field(repr=False)
     """The file's mapping as it stands there; empty without a file."""
 
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     """All environment variables at the time of loading, those from ``.env`` included."""
 
     file: Path | None = None
@@ -176,9 +176,9 @@ class Source:
         return _dynaconf(_plain(_merged(self.content, _variables(self.environ, [PREFIX]))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checked:
-    """A configuration in which nothing is wrong."""
+    """A configuration in which nothing is wrong; holds passwords, so nothing of it is printed."""
 
     core: CoreConfig
 
@@ -564,19 +564,19 @@ class _Checker:
 
     def struct(self, value: object, schema: type[msgspec.Struct], path: str) -> object:
         """The section as `schema`, or _INVALID."""
-        fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
+        fields = {each.encode_name: each for each in msgspec.structs.fields(schema)}
         given = self._known(value, list(fields), path)
         if given is None:
             return _INVALID
         before = len(self.errors)
         arguments: dict[str, object] = {}
-        for name, field in fields.items():
+        for name, setting in fields.items():
             where = _join(path, name)
             if name not in given:
-                if field.required:
-                    self.errors.append(ConfigError(where, None, allowed(field.type)))
-            elif field.required or _admits_null(field.type) or not _is_null(given[name]):
-                arguments[field.name] = self.value(given[name], field.type, where)
+                if setting.required:
+                    self.errors.append(ConfigError(where, None, allowed(setting.type)))
+            elif setting.required or _admits_null(setting.type) or not _is_null(given[name]):
+                arguments[setting.name] = self.value(given[name], setting.type, where)
         if len(self.errors) > before:
             return _INVALID
         return self._build(schema, arguments, path)
@@ -711,7 +711,7 @@ class _Checker:
         try:
             # The types of this module's own choosing are converted above; the bounds of all,
             # and types such as datetime.timedelta, are msgspec's matter.
-            return msgspec.convert(convert(given), annotation, strict=base in _SCALARS)
+            return msgspec.convert(convert(given), annotation, strict=False)
         except (msgspec.ValidationError, ValueError, OverflowError, TypeError):
             what = allowed(annotation)
             if base is str and isinstance(value, bool | float):
@@ -799,7 +799,7 @@ def allowed(annotation: Any) -> str:
     if base is dict or origin is dict:
         return "a mapping"
     if isinstance(base, type) and issubclass(base, msgspec.Struct):
-        keys = [field.encode_name for field in msgspec.structs.fields(base)]
+        keys = [each.encode_name for each in msgspec.structs.fields(base)]
         return f"a section with {_listed(keys, 'any', 'of the keys ')}"
     name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(base)
     return (name or f"a {getattr(base, '__name__', base)}") + _bounds(metas)
@@ -1005,9 +1005,10 @@ def _no_backbone(source: object) -> ConfigError:
 def _struct_of(
     value: object, plugin: PluginInfo, path: str, checker: _Checker
 ) -> msgspec.Struct | None:
-    if plugin.schema is None:
+    schema = plugin.schema  # asked for once: the answer may come from a hook
+    if schema is None:
         return None
-    result = checker.struct(value, plugin.schema, path)
+    result = checker.struct(value, schema, path)
     return result if isinstance(result, msgspec.Struct) else None
 
 

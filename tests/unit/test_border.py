@@ -78,7 +78,7 @@ def listed_difference(text: str) -> bool:
 # The verdict is the library's.
 
 
-@settings(SEEDED, max_examples=300)
+@settings(SEEDED, max_examples=250)
 @given(mutated_documents())
 def test_the_verdict_is_the_librarys_but_for_the_listed_differences(documents: list[bytes]) -> None:
     for data in documents:
@@ -199,6 +199,7 @@ def test_limits_can_be_set() -> None:
         "[a:b LIKE '" + "é" * 12_000 + "']",
         "é" * 100_000,
         "$" * 100_000,
+        "$" * 10_000_000,
     ],
     ids=lambda pattern: f"{pattern[:20]}… ({len(pattern)})",
 )
@@ -248,6 +249,7 @@ def test_no_granular_marking_keeps_the_border_busy_for_seconds() -> None:
             encode(indicator(valid_until="2000-01-01T00:00:00Z")),
             "must be greater than 'valid_from'",
         ),
+        (encode(indicator(pattern="(" * 1000)), "nested too deeply, or too many terms"),
         (encode(indicator(created="now")), "created: must be"),
         (encode({"type": "indicator", "spec_version": "2.1"}), "required properties"),
         (encode({"type": "bundle", "objects": []}), "a bundle where a single object is expected"),
@@ -388,7 +390,7 @@ def test_hostile_patterns_do_not_grow_the_grammars_tables() -> None:
     def tables() -> int:
         return sum(len(dfa.states) for dfa in STIXPatternParser.decisionsToDFA)
 
-    for n in range(1, 60):
+    for n in range(1, 60, 2):
         for pattern in (
             "(" * n,
             "[a:b" + ".c[0]" * n + " > 1]",

@@ -773,6 +773,13 @@ def test_the_password_in_an_address_is_not_shown() -> None:
     assert "hunter2" not in error
 
 
+def test_neither_what_was_read_nor_what_was_checked_prints_a_secret() -> None:
+    text = "plugins: {backbones: {inmem: }, apps: {zmq: {password: hunter2}}}\n"
+    Path("config.yaml").write_text(text)
+    source = load(environ={"THREATBUS_SERVICE_TOKEN": "hunter2"})
+    assert "hunter2" not in repr(source) + repr(read(source, APPS, BACKBONES))
+
+
 @pytest.mark.parametrize("name", ["host", "keyboard", "monkey", "compass", "key_file"])
 def test_names_that_only_resemble_secrets_are_none(name: str) -> None:
     assert not config.is_secret(f"plugins.apps.x.{name}")
@@ -906,6 +913,11 @@ def test_the_name_of_a_section_is_the_installed_one() -> None:
     assert list(result.plain_backbones) == ["inmem"]
 
 
+def test_a_plugin_in_two_cases_is_ambiguous() -> None:
+    [error] = errors_of("plugins: {backbones: {inmem: }, apps: {zmq: , ZMQ: }}\n")
+    assert error.startswith("plugins.apps.ZMQ: is there twice, also as zmq")
+
+
 def test_a_name_with_capitals_is_found_from_a_variable() -> None:
     apps = named(Plugin("MyApp"))
     environ = {
@@ -1016,9 +1028,7 @@ def test_a_validator_sees_the_whole_configuration() -> None:
     assert error.startswith("plugins.apps.zeek.tls: is missing")
 
 
-@pytest.mark.parametrize(
-    "variable", ["SETTINGS_FILE", "SETTINGS_MODULE", "PRELOAD", "INCLUDES", "SECRETS"]
-)
+@pytest.mark.parametrize("variable", ["SETTINGS_FILE", "PRELOAD", "INCLUDES", "SECRETS"])
 @pytest.mark.parametrize("file", ["other.yaml", "run.py"])
 def test_validators_read_no_file_that_a_variable_names(
     variable: str, file: str, monkeypatch: pytest.MonkeyPatch
@@ -1113,6 +1123,11 @@ def test_a_typo_in_the_file_of_a_dynaconf_object_is_an_error() -> None:
     settings = foreign("plugins: {backbones: {inmem: }, apps: {zmq: {pubb: 5}}}\n")
     with pytest.raises(InvalidConfig, match="did you mean pub"):
         read(settings, APPS, BACKBONES)
+
+
+def test_an_error_at_the_top_of_a_dynaconf_object_names_the_key_as_written() -> None:
+    with pytest.raises(InvalidConfig, match=r"^plugin: is not a known key"):
+        read(foreign(MINIMAL + "plugin: 1\n"), APPS, BACKBONES)
 
 
 def test_a_dynaconf_object_that_cannot_load_is_one_error() -> None:

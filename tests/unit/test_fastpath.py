@@ -45,7 +45,7 @@ def library_topic(data: bytes) -> str | None:
 # Never accepts what the library rejects.
 
 
-@settings(SEEDED, max_examples=900)
+@settings(SEEDED, max_examples=800)
 @given(mutated_documents())
 def test_a_document_the_library_rejects_is_never_accepted_by_the_fast_path(
     documents: list[bytes],
@@ -242,6 +242,11 @@ def test_ordinary_patterns_take_the_fast_path(pattern: str) -> None:
 @pytest.mark.parametrize("pattern", HARD_PATTERNS)
 def test_other_patterns_are_left_to_the_grammar(pattern: str) -> None:
     assert recognise(indicator(pattern=pattern)) is None
+
+
+@pytest.mark.parametrize("version", ["2.0", "", "3", 2.1])
+def test_patterns_of_another_version_are_left_to_its_grammar(version: object) -> None:
+    assert recognise(indicator(pattern_version=version)) is None
 
 
 @pytest.mark.parametrize(("pattern_type", "pattern"), OTHER_PATTERN_TYPES)

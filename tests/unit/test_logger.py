@@ -148,10 +148,11 @@ def test_a_level_that_nobody_shows_costs_nothing() -> None:
 
 
 def test_a_second_setup_neither_doubles_lines_nor_keeps_files_open(stderr: Printed) -> None:
-    setup({"file": True}, "threatbus_test")
+    kept = list(setup({"file": True}, "threatbus_test").handlers)
     before = open_descriptors()
     for _ in range(5):
         logger = setup({"file": True}, "threatbus_test")
+        kept += logger.handlers  # so that nothing is closed for being forgotten
     logger.info("once")
     assert len(lines(stderr)) == 1
     assert len(Path("threatbus.log").read_text().splitlines()) == 1
@@ -452,6 +453,21 @@ def test_a_forgotten_key_first_tells_what_it_left_out(
     for key in ("a", "b", "c"):
         limited.log(key, logging.WARNING, key)
     assert caplog.messages == ["old", "a", "b", "1 more left out like: old", "c"]
+
+
+def test_a_busy_key_does_not_keep_room_from_idle_ones_to_be_had(
+    limited: RateLimited, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    limited.log("busy", logging.WARNING, "busy")
+    clock.now += 5
+    limited.log("b", logging.WARNING, "b")
+    limited.log("c", logging.WARNING, "c")
+    clock.now += 6
+    limited.log("busy", logging.WARNING, "busy")
+    clock.now += 5
+    limited.log("d", logging.WARNING, "d")
+    limited.log("e", logging.WARNING, "e")
+    assert caplog.messages == ["busy", "b", "c", "busy", "d", "e"]
 
 
 def test_what_no_handler_shows_is_not_counted(

@@ -1,0 +1,50 @@
+# Threat Bus. `make run` runs it, `make test` tests it; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DISTRIBUTIONS := . $(wildcard plugins/apps/*/ plugins/backbones/*/)
+SETUPS := setup.py $(wildcard plugins/*/*/setup.py)
+SOURCES := threatbus plugins tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help run install test lint bench clean debian-packages
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
+
+run: install ## run the bus in the foreground with config.yaml.example
+	@exec $(BIN)/threatbus -c config.yaml.example
+
+install: $(VENV)/.installed ## set up .venv with the bus and all its plugins
+
+test: debian-packages $(VENV)/.installed-dev lint ## lint, types and all tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev ## measure the bus beside a bare forwarder
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the environment and everything generated
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +
+
+debian-packages:
+	@scripts/install-debian-packages
+
+$(VENV)/.created:
+	@scripts/make-venv $(PYTHON) $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created $(SETUPS) pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 \
+		$(foreach d,$(DISTRIBUTIONS),-e $(patsubst %/,%,$(d)))
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

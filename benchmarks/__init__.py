@@ -1,0 +1,1 @@
+"""Measurements of the bus beside a bare forwarder; `make bench` prints them as one table."""

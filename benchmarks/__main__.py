@@ -1,0 +1,165 @@
+"""`make bench`: the bus beside a bare forwarder, in turn, in one run.
+
+Single figures depend on the machine and on what else it does; the ratios are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from benchmarks import systems
+from benchmarks.load import Result, indicator, readers, run
+
+MIB = 1024 * 1024
+
+
+def _row(what: str, ours: str, theirs: str, ratio: str, goal: str) -> None:
+    print(f"{what:<44} {ours:>14} {theirs:>14} {ratio:>9}   {goal}", flush=True)
+
+
+def _in_turn(
+    subscribers: int, count: int, rate: float, rounds: int
+) -> tuple[list[Result], list[Result]]:
+    ours, theirs = [], []
+    for _ in range(rounds):
+        with systems.forwarder(subscribers) as system:
+            theirs.append(run(system, count, rate))
+        with systems.bus(subscribers) as system:
+            ours.append(run(system, count, rate))
+    return ours, theirs
+
+
+def throughput(subscribers: int, count: int, rounds: int, goal: float) -> None:
+    """As fast as it goes."""
+    ours, theirs = _in_turn(subscribers, count, 0, rounds)
+    our_rate, their_rate = (median(r.rate for r in results) for results in (ours, theirs))
+    lost = sum(result.lost for result in ours + theirs)
+    _row(
+        f"messages/s, {subscribers} subscriber(s)",
+        f"{our_rate:,.0f}",
+        f"{their_rate:,.0f}",
+        f"{our_rate / their_rate:.2f}",
+        f"at least {goal}; lost: {lost}",
+    )
+
+
+def latency(rate: float, count: int, rounds: int) -> None:
+    """At a fixed rate, one subscriber: latencies and what a message costs the processor."""
+    ours, theirs = _in_turn(1, count, rate, rounds)
+
+    def compare(what: str, of: Callable[[Result], float], unit: float, goal: str) -> None:
+        our, their = (median(of(r) for r in results) for results in (ours, theirs))
+        _row(
+            f"{what} at {rate:,.0f} msg/s",
+            f"{our * unit:.2f}",
+            f"{their * unit:.2f}",
+            f"{our / their:.2f}" if their else "-",
+            goal,
+        )
+
+    compare("median latency, ms,", lambda r: r.median_latency, 1e3, "at most 2")
+    compare("p99 latency, ms,", lambda r: r.p99_latency, 1e3, "under 5 ms")
+    compare("processor µs per message", lambda r: r.cpu_seconds / r.messages, 1e6, "")
+
+
+def backlog(count: int) -> None:
+    """`count` messages wait for a subscriber that does not come: memory, and the rate meanwhile."""
+    queues = "{outq_messages: 4000000, outq_bytes: 4 GiB}"
+    with systems.bus(2, queues=queues, zmq_keys=", grace: 3600") as system:
+        # The first subscription is not connected yet; the second one shows how fast it goes.
+        late = replace(system, prefixes=system.prefixes[:1])
+        reading = replace(system, prefixes=system.prefixes[1:])
+        before = system.resident_bytes()
+        result = run(reading, count)
+        size = len(indicator())
+        window = 8 * MIB  # what the bus remembers for the reading subscriber is no backlog
+        per_message = (system.resident_bytes() - before - window) / count - size
+        _row(
+            f"bytes a queued message costs beyond its {size}",
+            f"{per_message:.0f}",
+            "",
+            "",
+            f"at most 200, at {count:,} queued",
+        )
+        steps = [later - earlier for earlier, later in pairwise(result.marks)]
+        early, full = (count / 100 / median(part) for part in (steps[:20], steps[-20:]))
+        _row(
+            "messages/s, full backlog beside empty one",
+            f"{full:,.0f}",
+            f"{early:,.0f}",
+            f"{full / early:.2f}",
+            "about 1",
+        )
+        with readers(late, count, timed=False) as pipes:
+            received = pipes[0].recv().received
+        _row("messages the late subscriber then gets", f"{received:,}", "", "", f"{count:,}")
+
+
+def at_rest(starts: int) -> None:
+    """Start-up, memory and processor of a bus that has nothing to do."""
+    times = []
+    for _ in range(starts):
+        manage, pub, sub = systems.free_ports(3)
+        with tempfile.TemporaryDirectory() as directory:
+            config = Path(directory, "config.yaml")
+            config.write_text(
+                f"state_directory: {directory}/state\n"
+                "plugins:\n  backbones: {inmem: }\n"
+                f"  apps: {{zmq: {{manage: {manage}, pub: {pub}, sub: {sub}}}}}\n"
+            )
+            began = time.monotonic()
+            process = subprocess.Popen(
+                [Path(sys.executable).with_name("threatbus"), "-c", config],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            times.append(systems.wait_until_up(f"tcp://127.0.0.1:{manage}") - began)
+            process.terminate()
+            process.wait(20)
+    _row(
+        "seconds until it answers", f"{median(times):.2f}", "", "", f"at most 0.5 ({starts} starts)"
+    )
+    with systems.bus(0) as system:
+        time.sleep(1)
+        cpu, began = system.cpu_seconds(), time.monotonic()
+        time.sleep(10)
+        used = (system.cpu_seconds() - cpu) / (time.monotonic() - began)
+        _row("resident MiB at rest", f"{system.resident_bytes() / MIB:.1f}", "", "", "under 45")
+        _row("idle processor use, % of a core", f"{used * 100:.2f}", "", "", "under 1")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default 5)")
+    parser.add_argument("--only", choices=["throughput", "latency", "backlog", "rest"])
+    options = parser.parse_args()
+    parts: dict[str, Callable[[], None]] = {
+        "throughput": lambda: (
+            throughput(1, 300_000, options.rounds, 0.5),
+            throughput(10, 50_000, options.rounds, 0.75),
+        )[0],
+        "latency": lambda: (
+            latency(200, 1000, min(options.rounds, 3)),
+            latency(5000, 25_000, min(options.rounds, 3)),
+        )[0],
+        "backlog": lambda: backlog(1_000_000),
+        "rest": lambda: at_rest(5),
+    }
+    _row("", "threatbus", "forwarder", "ratio", "goal")
+    for name, measure in parts.items():
+        if options.only in (None, name):
+            measure()
+
+
+if __name__ == "__main__":
+    main()
