@@ -14,9 +14,10 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ import threatbus.logger as bus_logging
 from threatbus import config as bus_config
 from threatbus import plugins
 from threatbus.border import Border
-from threatbus.errors import PluginError
+from threatbus.errors import Overflow, PluginError
 from threatbus.gate import Gate
 from threatbus.hookspecs import APP_GROUP, BACKBONE_GROUP
 from threatbus.intake import Intake
@@ -40,121 +41,204 @@ logger = logging.getLogger("threatbus.bus")
 
 #: Seconds that one plugin's `stop` may take before the bus goes on without it.
 STOP_TIMEOUT_SECS = 5.0
+#: Seconds after which a reader that has taken nothing is not waited for at the end.
+STALLED_SECS = 1.0
 
 
 @dataclass(frozen=True)
 class _Subscription:
-    """A subscribed queue: what it was given as, what backbones see, who feeds it."""
+    """A subscribed queue: what it was given as, what backbones see, who feeds and drains it."""
 
     given: object
     subscriber: Subscriber
     feeder: ForeignFeeder | None
+    drained_by_plugin: bool
+    told: set[str] = field(default_factory=set)
+    """The topics that the backbones know of: those that no shorter one covers."""
+
+    @property
+    def waiting(self) -> int:
+        """How many messages the plugin has not taken yet."""
+        return self.feeder.waiting if self.feeder else self.subscriber.queue.qsize()
 
 
 class Subscriptions:
     """All subscribers of a bus; the only place that calls the backbones' subscribe hooks.
 
-    Callable from any thread. One lock orders changes, so that a subscriber's topics and what the
-    backbones know of them stay the same.
+    `make_outq` makes the queue that stands before a foreign one, `on_gone` hears of subscribers
+    that have lost their last topic. Callable from any thread, but for one that delivers for a
+    backbone: that may hold locks which its hooks want. One lock orders changes, so that a
+    subscriber's topics and what the backbones know of them stay the same.
     """
 
-    def __init__(self, outq_bounds: Bounds) -> None:
+    def __init__(
+        self, make_outq: Callable[[str], MessageQueue], on_gone: Callable[[Subscriber], None]
+    ) -> None:
         self._backbones: Sequence[Plugin] = ()
-        self._outq_bounds = outq_bounds
-        # Guards the two fields below, and the topics of every subscriber.
+        self._make_outq = make_outq
+        self._on_gone = on_gone
+        # Guards the fields below, and the topics of every subscriber.
         self._lock = threading.RLock()
         self._by_queue: dict[int, _Subscription] = {}
+        # Feeders of queues that were unsubscribed, which hand over the rest.
+        self._finishing: list[ForeignFeeder] = []
         self._numbers = itertools.count(1)
+        self._closed = False
 
     def backbones_are(self, backbones: Sequence[Plugin]) -> None:
         """Say which backbones run; called once, before the first subscription."""
         self._backbones = backbones
 
-    def add(self, topics: Sequence[str], q: object) -> Subscriber:
-        """Let `q` receive what matches `topics`, besides what it receives already."""
+    def admit(self, q: object, *, drained_by_plugin: bool = False) -> Subscriber:
+        """Give the subscriber for `q`, a new one unless there is one; it gets nothing yet.
+
+        Raises `Overflow` for a queue that is closed, and when the bus is stopping.
+        """
         with self._lock:
-            found = self._by_queue.get(id(q)) or self._admit(q)
-            for topic in _stix_only(topics):
-                if topic in found.subscriber.topics:
-                    continue
-                found.subscriber.topics.add(topic)
-                self._tell("subscribe", topic, found.subscriber)
+            if self._closed:
+                raise Overflow("the bus is stopping and takes no more subscribers")
+            found = self._by_queue.get(id(q))
+            if found is None:
+                found = self._make(q, drained_by_plugin)
+                self._by_queue[id(q)] = found
             return found.subscriber
 
-    def remove(self, topics: Sequence[str], q: object) -> Subscriber | None:
-        """End subscriptions of `q`; gives the subscriber if these were its last ones."""
+    def add(self, topics: Sequence[str], q: object) -> None:
+        """Let `q`, which is admitted, receive what matches `topics`, besides what it receives."""
         with self._lock:
             found = self._by_queue.get(id(q))
             if found is None:
-                return None
-            for topic in _stix_only(topics):
-                if topic in found.subscriber.topics:
-                    found.subscriber.topics.discard(topic)
-                    self._tell("unsubscribe", topic, found.subscriber)
+                return
+            found.subscriber.topics.update(_stix_only(topics))
+            self._tell(found)
+
+    def remove(self, topics: Sequence[str], q: object) -> None:
+        """End subscriptions of `q`; with the last one its outq is closed.
+
+        A foreign queue still gets what had come before.
+        """
+        with self._lock:
+            found = self._by_queue.get(id(q))
+            if found is None:
+                return
+            found.subscriber.topics.difference_update(_stix_only(topics))
+            self._tell(found)
             if found.subscriber.topics:
-                return None
+                return
             del self._by_queue[id(q)]
+            self._finishing = [feeder for feeder in self._finishing if feeder.is_alive()]
+            if found.feeder is not None:
+                self._finishing.append(found.feeder)
         if found.feeder is not None:
-            found.feeder.stop()
-        return found.subscriber
+            found.feeder.finish()
+        else:
+            # Nobody may read it any more, and full it would hold up the sources.
+            found.subscriber.queue.close()
+        self._on_gone(found.subscriber)
 
     def current(self) -> list[Subscriber]:
         """Give all subscribers."""
         with self._lock:
             return [found.subscriber for found in self._by_queue.values()]
 
-    def close(self) -> None:
-        """End all subscriptions."""
-        with self._lock:
-            everything = [(list(f.subscriber.topics), f.given) for f in self._by_queue.values()]
-        for topics, q in everything:
-            self.remove(topics, q)
+    def drain(self, deadline: float) -> int:
+        """Wait for the readers of queues that no plugin drains; give the number that remains.
 
-    def _admit(self, q: object) -> _Subscription:
-        several = len(self._backbones) > 1
+        Ends at `deadline`, or when nobody has taken anything for `STALLED_SECS`.
+        """
+        with self._lock:
+            own = [found for found in self._by_queue.values() if not found.drained_by_plugin]
+        least, since = sum(found.waiting for found in own), time.monotonic()
+        while least and time.monotonic() < min(deadline, since + STALLED_SECS):
+            time.sleep(0.005)
+            waiting = sum(found.waiting for found in own)
+            if waiting < least:
+                least, since = waiting, time.monotonic()
+        for found in own:
+            if found.waiting:
+                name = found.subscriber.name
+                logger.warning("%d messages for %s remain undelivered", found.waiting, name)
+        return sum(found.waiting for found in own)
+
+    def close(self) -> None:
+        """End all subscriptions, and take no more."""
+        with self._lock:
+            self._closed = True
+            everything = list(self._by_queue.values())
+        for found in everything:
+            self.remove(list(found.subscriber.topics), found.given)
+        with self._lock:
+            finishing = list(self._finishing)
+        for feeder in finishing:
+            feeder.stop()
+
+    def _make(self, q: object, drained_by_plugin: bool) -> _Subscription:
         feeder = None
         if isinstance(q, MessageQueue):
             outq = q
+            if outq.closed:
+                raise Overflow(f"{outq.name} is closed: subscribe with a new queue")
         else:
-            outq = MessageQueue(
-                f"foreign queue {next(self._numbers)}",
-                self._outq_bounds,
-                on_overflow=lambda: self._end_foreign(q),
-            )
-            foreign = cast("ForeignQueue", q)
-            feeder = ForeignFeeder(outq, foreign, lambda: self._end_foreign(q))
+            outq = self._make_outq(f"foreign queue {next(self._numbers)}")
+            feeder = ForeignFeeder(outq, cast("ForeignQueue", q), lambda: self._end_soon(q))
             feeder.start()
-        subscriber = Subscriber(outq.name, outq, several_backbones=several)
-        found = _Subscription(q, subscriber, feeder)
-        self._by_queue[id(q)] = found
-        return found
+        outq.when_overflowed(lambda: self._end_soon(q))
+        subscriber = Subscriber(outq.name, outq, several_backbones=len(self._backbones) > 1)
+        return _Subscription(q, subscriber, feeder, drained_by_plugin)
 
-    def _end_foreign(self, q: object) -> None:
-        """End the subscription of a foreign queue that overflowed or refused."""
+    def _end_soon(self, q: object) -> None:
+        """End the subscription of a queue that overflowed or refused.
+
+        Called by whoever delivers, so in a thread of its own; see the class.
+        """
+        threading.Thread(target=self._end, args=(q,), name="unsubscriber", daemon=True).start()
+
+    def _end(self, q: object) -> None:
         with self._lock:
             found = self._by_queue.get(id(q))
             topics = list(found.subscriber.topics) if found else []
-        if found is not None:
-            logger.error("%s is unsubscribed: it does not take its messages", found.subscriber.name)
+        if found is not None and found.given is q:
             self.remove(topics, q)
+            logger.error("%s is unsubscribed: it did not take its messages", found.subscriber.name)
 
-    def _tell(self, hook: str, topic: str, subscriber: Subscriber) -> None:
-        for backbone in self._backbones:
-            backbone.call_safely(hook, topic=topic, q=subscriber)
+    def _tell(self, found: _Subscription) -> None:
+        """Have the backbones know what `found` is to receive now.
+
+        Of topics that overlap they hear the shortest only, for not every backbone sees to it that
+        such a subscriber gets one copy. New topics come before old ones go, so nothing is missed.
+        """
+        wanted = _shortest(found.subscriber.topics)
+        for hook, topics in (
+            ("subscribe", wanted - found.told),
+            ("unsubscribe", found.told - wanted),
+        ):
+            for topic in topics:
+                for backbone in self._backbones:
+                    backbone.call_safely(hook, topic=topic, q=found.subscriber)
+        found.told.clear()
+        found.told.update(wanted)
+
+
+def _shortest(topics: Iterable[str]) -> set[str]:
+    """Give those of `topics` that begin with no other one."""
+    shortest: set[str] = set()
+    for topic in sorted(topics):
+        if not topic.startswith(tuple(shortest)):
+            shortest.add(topic)
+    return shortest
 
 
 def _stix_only(topics: Sequence[str]) -> list[str]:
     """Give the topics as backbones get them: the bus's internal messages are for nobody else.
 
-    A topic so short that it would match both is narrowed to STIX.
+    The one topic that matches both, the empty one, is narrowed to STIX.
     """
-    narrowed = []
-    for topic in topics:
-        if STIX_PREFIX.startswith(topic):
-            narrowed.append(STIX_PREFIX if INTERNAL_PREFIX.startswith(topic) else topic)
-        else:
-            narrowed.append(topic)
-    return [topic for topic in narrowed if not topic.startswith(INTERNAL_PREFIX.rstrip("/"))]
+    narrowed = [topic or STIX_PREFIX for topic in topics]
+    return [
+        topic
+        for topic in narrowed
+        if not INTERNAL_PREFIX.startswith(topic) and not topic.startswith(INTERNAL_PREFIX)
+    ]
 
 
 class ThreatBus:
@@ -185,11 +269,13 @@ class ThreatBus:
             )
             for backbone in backbones
         }
-        outq_bounds = Bounds(core.queues.outq_messages, core.queues.outq_bytes)
-        self.subscriptions = Subscriptions(outq_bounds)
-        self.snapshots = Snapshots(self.subscriptions.current, core.snapshot_timeout)
-        self._outq_bounds = outq_bounds
         self._border = Border()
+        self.subscriptions = Subscriptions(self._services(None).outq, self._forget)
+        self.snapshots = Snapshots(
+            self.subscriptions.current,
+            core.snapshot_timeout,
+            several_backbones=len(backbones) > 1,
+        )
         # Serialises stop(); set once everything is down.
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
@@ -212,9 +298,8 @@ class ThreatBus:
             self._start_backbones(started)
             self._start_apps(started)
         except BaseException:
-            for plugin in reversed(started):
-                plugin.call_safely("stop")
-            self.rejects.stop()
+            self.intake.close(timeout=0)
+            self._take_down(started, time.monotonic())
             raise
         for name in self._failed:
             logger.error("running WITHOUT plugin %s, see above", name)
@@ -250,7 +335,7 @@ class ThreatBus:
                 config=self._checked.plain_apps,
                 logging=self._checked.core.logging,
                 inq=self.intake,
-                subscribe_callback=self.subscribe,
+                subscribe_callback=partial(self._subscribe, app.has("drain")),
                 unsubscribe_callback=self.unsubscribe,
                 services=self._services(self._checked.apps.get(app.name)),
             ):
@@ -260,13 +345,14 @@ class ThreatBus:
                 self._apps.remove(app)
 
     def _services(self, section: Any) -> Services:
+        queues = self._checked.core.queues
         return Services(
             section=section,
             border=self._border,
             rejects=self.rejects,
             state_directory=Path(self._checked.core.state_directory),
-            outq_bounds=self._outq_bounds,
-            overflow=OverflowPolicy(self._checked.core.queues.overflow),
+            outq_bounds=Bounds(queues.outq_messages, queues.outq_bytes),
+            overflow=OverflowPolicy(queues.overflow),
             gate=self._gate,
         )
 
@@ -282,31 +368,58 @@ class ThreatBus:
         self, topic: str | list[str], q: object, time_delta: timedelta | None = None
     ) -> str | None:
         """Let `q` receive what matches `topic`; see `threatbus.hookspecs.AppSpec.run`."""
+        return self._subscribe(False, topic, q, time_delta)
+
+    def _subscribe(
+        self,
+        drained_by_plugin: bool,
+        topic: str | list[str],
+        q: object,
+        time_delta: timedelta | None = None,
+    ) -> str | None:
         topics = [topic] if isinstance(topic, str) else list(topic)
-        subscriber = self.subscriptions.add(topics, q)
-        if time_delta is None or time_delta <= timedelta(0):
+        subscriber = self.subscriptions.admit(q, drained_by_plugin=drained_by_plugin)
+        opened = []
+        if time_delta is not None and time_delta > timedelta(0):
+            # Before the first live message: what comes live is what a snapshot must not overwrite.
+            opened = self.snapshots.open(subscriber, topics, time_delta)
+        self.subscriptions.add(topics, q)
+        if not opened:
             return None
-        opened = self.snapshots.open(subscriber, topics, time_delta)
         # Not waiting: the caller may be an event loop, and requests are few.
         self.intake.put_many([request for _, request in opened], wait=False)
-        return opened[0][0] if opened else None
+        return opened[0][0]
 
     def unsubscribe(self, topic: str | list[str], q: object) -> None:
         """End what `subscribe` began."""
         topics = [topic] if isinstance(topic, str) else list(topic)
-        gone = self.subscriptions.remove(topics, q)
-        if gone is not None:
-            self.snapshots.forget(gone)
+        self.subscriptions.remove(topics, q)
+
+    def _forget(self, gone: Subscriber) -> None:
+        self.snapshots.forget(gone)
 
     # Seeing inside.
 
     def stats(self) -> dict[str, Any]:
-        """Give the counters of all queues, subscribers and rejects."""
+        """Give the counters of all queues, subscribers and rejects.
+
+        Subscribers go by name; of several with one name all but the first get a number.
+        """
+        subscribers: dict[str, Any] = {}
+        for subscriber in self.subscriptions.current():
+            name = subscriber.name
+            if name in subscribers:
+                name = f"{name} ({len(subscribers) + 1})"
+            counters = asdict(subscriber.queue.stats())
+            subscribers[name] = {**counters, "outdated_bodies": subscriber.outdated_bodies}
         return {
             "accepted": self.intake.accepted,
+            "refused": self.intake.refused,
             "inq": {name: asdict(inq.stats()) for name, inq in self._inqs.items()},
-            "subscribers": {s.name: asdict(s.queue.stats()) for s in self.subscriptions.current()},
+            "subscribers": subscribers,
             "rejected": {f"{o}: {reason}": n for (o, reason), n in self.rejects.counts.items()},
+            "rejected_not_kept": self.rejects.not_kept,
+            "unclaimed_snapshot_answers": self.snapshots.unclaimed,
             "lost_parts": self.lost_parts,
         }
 
@@ -325,15 +438,11 @@ class ThreatBus:
             began = time.monotonic()
             deadline = began + self._drain_timeout
             for app in self._apps:
-                app.call_safely("stop_intake")
-            self.intake.close()
-            remaining = self._drain(deadline)
-            for plugin in (*reversed(self._apps), *reversed(self._backbones)):
-                self._stop_plugin(plugin, deadline)
-            self.subscriptions.close()
+                self._call_within(STOP_TIMEOUT_SECS, app, "stop_intake")
             self.snapshots.stop()
-            self.rejects.stop()
-            self.rejects.join(STOP_TIMEOUT_SECS)
+            self.intake.close(max(0.0, deadline - time.monotonic()))
+            remaining = self._drain(deadline)
+            self._take_down([*self._backbones, *self._apps], deadline)
             self._stopped.set()
         log = logger.warning if remaining else logger.info
         log(
@@ -349,7 +458,7 @@ class ThreatBus:
         remaining = 0
         for backbone in self._backbones:
             if backbone.has("drain"):
-                left = backbone.call_safely("drain", deadline=deadline) or 0
+                left = self._drain_by_plugin(backbone, deadline)
             else:
                 inq = self._inqs[backbone.name]
                 # Of the old kind: it says task_done() for each message, if it keeps to the API.
@@ -359,18 +468,42 @@ class ThreatBus:
                 logger.warning("%d messages remain in backbone %s", left, backbone.name)
             remaining += left
         for app in self._apps:
-            remaining += app.call_safely("drain", deadline=deadline) or 0
-        return remaining
+            remaining += self._drain_by_plugin(app, deadline)
+        return remaining + self.subscriptions.drain(deadline)
 
-    def _stop_plugin(self, plugin: Plugin, deadline: float) -> None:
-        """Call `stop` in a thread of its own, so that a plugin that hangs does not hang the bus."""
+    def _drain_by_plugin(self, plugin: Plugin, deadline: float) -> int:
+        seconds = max(0.0, deadline - time.monotonic()) + 1
+        return self._call_within(seconds, plugin, "drain", deadline=deadline) or 0
+
+    def _take_down(self, started: Sequence[Plugin], deadline: float) -> None:
+        """Stop the plugins that were started, the last one first, then what is the bus's own."""
+        for plugin in reversed(started):
+            if plugin.group == BACKBONE_GROUP:
+                # Whoever still waits at it is woken.
+                self._inqs[plugin.name].close()
+            seconds = max(STOP_TIMEOUT_SECS, deadline - time.monotonic() + 1)
+            self._call_within(seconds, plugin, "stop")
+        self.subscriptions.close()
+        self.snapshots.stop()
+        self.rejects.stop()
+        self.rejects.join(STOP_TIMEOUT_SECS)
+
+    def _call_within(self, seconds: float, plugin: Plugin, hook: str, **arguments: object) -> Any:
+        """Call a hook in a thread of its own, so that a plugin that hangs does not hang the bus."""
+        if not plugin.has(hook):
+            return None
+        results: list[Any] = []
         thread = threading.Thread(
-            target=plugin.call_safely, args=("stop",), name=f"stop {plugin.name}", daemon=True
+            target=lambda: results.append(plugin.call_safely(hook, **arguments)),
+            name=f"{hook} of {plugin.name}",
+            daemon=True,
         )
         thread.start()
-        thread.join(max(STOP_TIMEOUT_SECS, deadline - time.monotonic() + 1))
-        if thread.is_alive():
-            logger.error("plugin %s does not stop; going on without it", plugin.name)
+        thread.join(seconds)
+        if not results:
+            logger.error("plugin %s hangs in %s(); going on without it", plugin.name, hook)
+            return None
+        return results[0]
 
 
 def start(config: Any) -> ThreatBus:

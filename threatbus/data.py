@@ -98,6 +98,20 @@ def _object(text: str, expected_type: str, *keys: str) -> dict[str, Any]:
     return document
 
 
+def _message_type(value: Any) -> MessageType:
+    try:
+        return MessageType(int(value))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"snapshot_type is {value!r}, but it must be 1 or 2") from error
+
+
+def _span(value: Any) -> timedelta:
+    try:
+        return timedelta(seconds=float(value))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"snapshot is {value!r}, but it must be a number of seconds") from error
+
+
 class SnapshotRequestEncoder(json.JSONEncoder):
     """For ``json.dumps(request, cls=SnapshotRequestEncoder)``."""
 
@@ -120,9 +134,9 @@ class SnapshotRequestDecoder(json.JSONDecoder):
         """Give the `SnapshotRequest` that `s` holds."""
         found = _object(s, "snapshotrequest", "snapshot_type", "snapshot_id", "snapshot")
         return SnapshotRequest(
-            MessageType(int(found["snapshot_type"])),
+            _message_type(found["snapshot_type"]),
             str(found["snapshot_id"]),
-            timedelta(seconds=float(found["snapshot"])),
+            _span(found["snapshot"]),
         )
 
 
@@ -150,7 +164,7 @@ class SnapshotEnvelopeDecoder(json.JSONDecoder):
 
         found = _object(s, "snapshotenvelope", "snapshot_type", "snapshot_id", "body")
         return SnapshotEnvelope(
-            MessageType(int(found["snapshot_type"])),
+            _message_type(found["snapshot_type"]),
             str(found["snapshot_id"]),
             stix2.parse(found["body"], allow_custom=True),
         )

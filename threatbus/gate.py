@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
+
+logger = logging.getLogger("threatbus.gate")
 
 
 class Gate:
@@ -12,6 +15,8 @@ class Gate:
 
     A full queue holds the gate shut until it has room. Sources with a thread of their own wait
     at it (`wait`); event loops ask (`is_open`) and are called back when it opens (`on_open`).
+    Holders call `shut` and `open` under locks of their own, so callbacks are a step apart
+    (`announce`): a callback may do anything.
     """
 
     def __init__(self) -> None:
@@ -26,24 +31,39 @@ class Gate:
         """Whether sources may go on."""
         return not self._holders
 
-    def shut(self, holder: Hashable) -> None:
-        """Keep the gate shut on behalf of `holder`, until it calls `open`. Idempotent."""
-        with self._changed:
-            if not self._retired:
-                self._holders.add(holder)
+    def shut(self, holder: Hashable) -> bool:
+        """Keep the gate shut on behalf of `holder`, until it calls `open`. Idempotent.
 
-    def open(self, holder: Hashable) -> None:
-        """Let go of the gate; the last one to do so wakes whoever waits. Idempotent."""
+        Says whether `holder` did not hold it before.
+        """
+        with self._changed:
+            if self._retired or holder in self._holders:
+                return False
+            self._holders.add(holder)
+            return True
+
+    def open(self, holder: Hashable) -> bool:
+        """Let go of the gate; the last one to do so wakes whoever waits. Idempotent.
+
+        Says whether this opened the gate: then call `announce` once you hold no lock.
+        """
         with self._changed:
             if holder not in self._holders:
-                return
+                return False
             self._holders.discard(holder)
             if self._holders:
-                return
+                return False
             self._changed.notify_all()
-            callbacks = tuple(self._on_open)
-        for callback in callbacks:
-            callback()
+            return True
+
+    def announce(self) -> None:
+        """Call back whoever wants to know that the gate has opened."""
+        for callback in tuple(self._on_open):
+            try:
+                callback()
+            # It is not the opener's business what a source does with the news.
+            except Exception:
+                logger.exception("a source failed when the gate opened")
 
     def retire(self) -> None:
         """Open for good: who waits is let through, and nobody can shut it any more."""
@@ -53,7 +73,10 @@ class Gate:
             self._changed.notify_all()
 
     def on_open(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, in the thread that opens, whenever the gate opens."""
+        """Have `callback` called, in the thread that opens, whenever the gate opens.
+
+        The gate may be shut again by then: `callback` has to ask.
+        """
         with self._changed:
             self._on_open.append(callback)
 

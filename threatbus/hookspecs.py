@@ -81,8 +81,9 @@ class AppSpec:
         ``subscribe_callback(topic, q, time_delta=None)`` lets `q` receive what matches `topic` (a
         prefix, or a list of them); with a positive ``timedelta`` the history of that span is asked
         for, and the id of the (first) snapshot is returned. ``unsubscribe_callback(topic, q)``
-        ends it. `q` is a `MessageQueue` made by ``services.outq``, or any ``queue.Queue`` or
-        ``multiprocessing.JoinableQueue``, which then receives plain stix2 objects.
+        ends it. `q` is a `MessageQueue` made by ``services.outq``, which is closed when its last
+        topic is unsubscribed, or any ``queue.Queue`` or ``multiprocessing.JoinableQueue``, which
+        then receives plain stix2 objects, and snapshot requests of others as data classes.
 
         A `ThreatBusError` raised here stops the start of the bus; anything else is logged, and
         the bus starts without the plugin.

@@ -72,27 +72,36 @@ class Message(msgspec.Struct, gc=False, eq=False):
 
             found = stix2.parse(text, allow_custom=True)
         found._threatbus_message = self
-        return found  # type: ignore[no-any-return]
+        return found
 
     @classmethod
     def from_object(cls, found: object) -> Message:
         """Make a message of a stix2 object, a snapshot data class, or a message.
 
-        Raises `Rejected` for anything else. An object that this bus handed out gives the very
-        message that it was made of: same bytes, same id.
+        Raises `Rejected` for anything else, and for one that cannot be put into JSON. An object
+        that this bus handed out gives the very message that it was made of: same bytes, same id.
         """
         if isinstance(found, Message):
             return found
         origin = getattr(found, "_threatbus_message", None)
         if isinstance(origin, Message):
             return origin
-        if isinstance(found, SnapshotRequest):
-            text = json.dumps(found, cls=SnapshotRequestEncoder)
-            return cls(SNAPSHOT_REQUEST, text.encode())
-        if isinstance(found, SnapshotEnvelope):
-            text = json.dumps(found, cls=SnapshotEnvelopeEncoder)
-            return cls(SNAPSHOT_ENVELOPE, text.encode())
-        return cls(_topic_of_stix2(found), found.serialize().encode())  # type: ignore[attr-defined]
+        try:
+            topic, text = _topic_and_text(found)
+            return cls(topic, text.encode())
+        # Data classes hold whatever a plugin put into them, and so do custom properties.
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+            kind = type(found).__name__
+            raise Rejected(f"a {kind} that cannot be put into JSON: {error}") from error
+
+
+def _topic_and_text(found: object) -> tuple[str, str]:
+    if isinstance(found, SnapshotRequest):
+        return SNAPSHOT_REQUEST, json.dumps(found, cls=SnapshotRequestEncoder)
+    if isinstance(found, SnapshotEnvelope):
+        _topic_of_stix2(found.body)
+        return SNAPSHOT_ENVELOPE, json.dumps(found, cls=SnapshotEnvelopeEncoder)
+    return _topic_of_stix2(found), found.serialize()  # type: ignore[attr-defined]
 
 
 def _topic_of_stix2(found: object) -> str:

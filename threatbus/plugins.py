@@ -11,6 +11,7 @@ import difflib
 import importlib.metadata
 import inspect
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,8 +93,8 @@ class Plugin:
             implementation = found.entry_point.load()
             if inspect.isclass(implementation):
                 implementation = implementation()
-        # Importing runs foreign code, which may raise anything.
-        except Exception as error:
+        # Importing runs foreign code, which may raise anything, or ask for the end of the process.
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"plugin {found.name} ({found.distribution}) cannot be loaded: "
                 f"{type(error).__name__}: {error}"
@@ -119,7 +120,7 @@ class Plugin:
         try:
             return self.call(hook, **arguments)
         # A plugin's failure must cost the others nothing.
-        except Exception:
+        except (Exception, SystemExit):
             logger.exception("plugin %s failed in %s()", self.name, hook)
             return None
 
@@ -128,12 +129,13 @@ class Plugin:
 
     def _explain(self, error: pluggy.PluginValidationError) -> str:
         text = str(error).replace("\n", " ")
+        unknown = re.match(r"unknown hook '(\w+)'", text)
+        if unknown is None:
+            return text
         known = list(self._spec_names())
-        for word in text.replace("'", " ").split():
-            close = difflib.get_close_matches(word, known, 1, 0.75)
-            if close and word not in known:
-                return f"{word}() is no hook of {self.group}; did you mean {close[0]}()?"
-        return text
+        close = difflib.get_close_matches(unknown[1], known, 1)
+        hint = f"did you mean {close[0]}()?" if close else f"its hooks are {', '.join(known)}"
+        return f"{unknown[1]}() is no hook of {self.group}; {hint}"
 
     def __repr__(self) -> str:
         return f"<{self.group} plugin {self.name}>"

@@ -7,6 +7,7 @@ carry plain stix2 objects and data classes.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -17,11 +18,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from threatbus.errors import Overflow
+from threatbus.logger import RateLimited
 from threatbus.messages import Message
 
 if TYPE_CHECKING:
     from threatbus.gate import Gate
     from threatbus.messages import PlainObject
+
+logger = logging.getLogger("threatbus.queues")
 
 #: Bytes after which a batch ends, so that few large messages are not handed over as one lump.
 BATCH_BYTES = 1024 * 1024
@@ -72,7 +76,9 @@ class MessageQueue:
     `name` is for logs and counters. `on_ready` is called, in the thread that puts, when the
     queue was empty and no longer is: a publisher that also waits on sockets is woken by it.
     `on_overflow` is called once, in the thread that puts, when the policy `DISCONNECT` has closed
-    the queue. With the policy `BLOCK` the full queue keeps `gate` shut.
+    the queue. Both are called while a backbone delivers and may hold locks of its own, so they
+    take a note, wake somebody, and return. With the policy `BLOCK` the full queue keeps `gate`
+    shut.
     """
 
     def __init__(
@@ -88,9 +94,10 @@ class MessageQueue:
         self.name = name
         self.bounds = bounds or Bounds()
         self.policy = policy
-        self._gate = gate
+        self._gate = gate if policy is OverflowPolicy.BLOCK else None
         self._on_ready = on_ready
-        self._on_overflow = on_overflow
+        self._on_overflow = [on_overflow] if on_overflow is not None else []
+        self._log = RateLimited(logger)
         # Guards everything below; get() waits on it for messages, join() for their completion.
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
@@ -115,45 +122,57 @@ class MessageQueue:
         """
         if not batch:
             return
-        if self._consumer is not None:
-            self._hand_through(self._consumer, batch)
-            return
         if size is None:
             size = size_of(batch)
-        overflowed = False
+        full = became_ready = False
         with self._lock:
             if self._closed:
                 self._dropped += len(batch)
                 return
-            if self._exceeds(len(batch), size):
-                batch, size, overflowed = self._make_room(batch, size)
-            was_empty = not self._messages
-            if batch:
-                self._messages.extend(batch)
-                self._bytes += size
+            consumer = self._consumer
+            if consumer is not None:
                 self._put += len(batch)
-                self._unfinished += len(batch)
-                self._high_water = max(self._high_water, len(self._messages))
-                if self._getters:
-                    self._filled.notify(len(batch))
-            # Inside the lock: whoever takes the last message opens the gate after it was shut.
-            if self._gate is not None and self._is_full():
-                self._gate.shut(self)
-        if overflowed and self._on_overflow is not None:
-            self._on_overflow()
-        elif was_empty and self._on_ready is not None:
-            self._on_ready()
+            else:
+                if self._exceeds(len(batch), size):
+                    full = self.policy is not OverflowPolicy.BLOCK
+                    batch, size = self._make_room(batch, size)
+                if batch:
+                    became_ready = not self._messages
+                    self._messages.extend(batch)
+                    self._bytes += size
+                    self._put += len(batch)
+                    self._unfinished += len(batch)
+                    self._high_water = max(self._high_water, len(self._messages))
+                    if self._getters:
+                        self._filled.notify(len(batch))
+                # Inside the lock: whoever takes the last message opens the gate after this.
+                if self._gate is not None and self._is_full():
+                    full = self._gate.shut(self)
+        if consumer is not None:
+            consumer(batch)
+            return
+        if full:
+            self._tell_full()
+        if became_ready and self._on_ready is not None:
+            self._call(self._on_ready)
 
-    def get_many(self, limit: int, timeout: float | None = 0) -> list[Message]:
+    def get_many(
+        self, limit: int, timeout: float | None = 0, *, finish: bool = True
+    ) -> list[Message]:
         """Take up to `limit` messages: what is there, else the first to come in `timeout` seconds.
 
-        Empty when the time is over or the queue is closed. `timeout` None waits for ever.
+        Empty when the time is over or the queue is closed. `timeout` None waits for ever. With
+        `finish` False they count as unfinished until the caller says `task_done`.
         """
         with self._lock:
             if not self._messages and timeout != 0:
                 self._wait_filled(timeout)
             batch = self._take(limit)
-            self._finish(len(batch))
+            if finish:
+                self._finish(len(batch))
+            opened = self._gate is not None and self._open_gate()
+        if opened:
+            self._announce()
         return batch
 
     def consume(self, consumer: Callable[[Sequence[Message]], None]) -> None:
@@ -161,23 +180,31 @@ class MessageQueue:
 
         For a backbone that has nothing to wait for. What is in the queue already goes first.
         """
-        with self._lock:
-            waiting = list(self._messages)
-            self._clear()
-            self._consumer = consumer
-        if waiting:
+        while True:
+            with self._lock:
+                waiting = list(self._messages)
+                self._clear()
+                # Only once nothing waits: what is put meanwhile must not overtake.
+                if not waiting:
+                    self._consumer = consumer
+                opened = self._gate is not None and self._open_gate()
+            if opened:
+                self._announce()
+            if not waiting:
+                return
             consumer(waiting)
 
     def close(self) -> None:
         """Let go of all messages and take no more; whoever waits in `get` wakes. Idempotent."""
         with self._lock:
-            self._closed = True
-            self._dropped += len(self._messages)
-            self._clear()
-            self._filled.notify_all()
-            self._all_done.notify_all()
-        if self._gate is not None:
-            self._gate.open(self)
+            self._shut_down()
+            opened = self._gate is not None and self._gate.open(self)
+        if opened:
+            self._announce()
+
+    def when_overflowed(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called as well when the policy `DISCONNECT` has closed the queue."""
+        self._on_overflow.append(callback)
 
     @property
     def closed(self) -> bool:
@@ -209,13 +236,20 @@ class MessageQueue:
 
     def get(self, block: bool = True, timeout: float | None = None) -> PlainObject:
         """Take one message as a plain object; raises `queue.Empty` like `queue.Queue.get`."""
-        with self._lock:
-            if not self._messages and block:
-                self._wait_filled(timeout)
-            batch = self._take(1)
-        if not batch:
-            raise queue.Empty
-        return batch[0].to_object()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            batch = self.get_many(1, left if block else 0, finish=False)
+            if not batch:
+                raise queue.Empty
+            try:
+                return batch[0].to_object()
+            # It is not the reader's fault, who would end its worker over it.
+            except Exception:  # noqa: BLE001 (logged)
+                self._log.log(
+                    "object", logging.ERROR, "%s: a message is left out", self.name, exc_info=True
+                )
+                self.task_done()
 
     def get_nowait(self) -> PlainObject:
         """Take one message as a plain object, or raise `queue.Empty` at once."""
@@ -225,17 +259,25 @@ class MessageQueue:
         """Do what `put` does, which never blocks."""
         self.put(item)
 
-    def task_done(self) -> None:
-        """Say that one message got with `get` has been dealt with; ValueError if too often."""
+    def task_done(self, count: int = 1) -> None:
+        """Say that `count` messages that were got have been dealt with; ValueError if too many."""
         with self._lock:
-            if self._unfinished <= len(self._messages):
+            if self._closed:
+                # What waited was let go, and with it the count.
+                count = min(count, self._unfinished)
+            if self._unfinished - count < len(self._messages):
                 raise ValueError("task_done() called more often than get()")
-            self._finish(1)
+            self._finish(count)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all that was put has been dealt with, at most `timeout` seconds."""
         with self._all_done:
             return self._all_done.wait_for(lambda: not self._unfinished or self._closed, timeout)
+
+    @property
+    def unfinished(self) -> int:
+        """How many messages wait, or were got and are not dealt with."""
+        return self._unfinished
 
     def qsize(self) -> int:
         """Give the number of waiting messages."""
@@ -260,20 +302,14 @@ class MessageQueue:
     def _is_full(self) -> bool:
         return len(self._messages) >= self.bounds.messages or self._bytes >= self.bounds.bytes
 
-    def _make_room(
-        self, batch: Sequence[Message], size: int
-    ) -> tuple[Sequence[Message], int, bool]:
+    def _make_room(self, batch: Sequence[Message], size: int) -> tuple[Sequence[Message], int]:
         """Apply the policy to a batch that does not fit; give what is to be appended of it."""
         if self.policy is OverflowPolicy.BLOCK:
-            return batch, size, False
+            return batch, size
         if self.policy is OverflowPolicy.DISCONNECT:
-            self._closed = True
             self._dropped += len(batch)
-            self._dropped += len(self._messages)
-            self._clear()
-            self._filled.notify_all()
-            self._all_done.notify_all()
-            return (), 0, True
+            self._shut_down()
+            return (), 0
         # Of the batch itself only the newest part that fits is of use.
         kept: deque[Message] = deque()
         kept_size = 0
@@ -287,7 +323,7 @@ class MessageQueue:
         while self._messages and self._exceeds(len(kept), kept_size):
             self._finish(len(self._take(1)))
             self._dropped += 1
-        return kept, kept_size, False
+        return kept, kept_size
 
     def _take(self, limit: int) -> list[Message]:
         messages = self._messages
@@ -296,9 +332,6 @@ class MessageQueue:
         if size > BATCH_BYTES and len(batch) > 1:
             size = self._put_back_excess(batch)
         self._bytes -= size
-        # Inside the lock, so that a put that shuts the gate again comes before or after.
-        if self._gate is not None and not self._gate.is_open and self._is_roomy():
-            self._gate.open(self)
         return batch
 
     def _put_back_excess(self, batch: list[Message]) -> int:
@@ -312,6 +345,18 @@ class MessageQueue:
         self._messages.extendleft(reversed(batch[kept:]))
         del batch[kept:]
         return size
+
+    def _open_gate(self) -> bool:
+        """Let sources go on if there is room again; say whether the gate has opened."""
+        gate = self._gate
+        return gate is not None and not gate.is_open and self._is_roomy() and gate.open(self)
+
+    def _shut_down(self) -> None:
+        self._closed = True
+        self._dropped += len(self._messages)
+        self._clear()
+        self._filled.notify_all()
+        self._all_done.notify_all()
 
     def _clear(self) -> None:
         self._finish(len(self._messages))
@@ -342,12 +387,34 @@ class MessageQueue:
         finally:
             self._getters -= 1
 
-    def _hand_through(
-        self, consumer: Callable[[Sequence[Message]], None], batch: Sequence[Message]
-    ) -> None:
-        with self._lock:
-            if self._closed:
-                self._dropped += len(batch)
-                return
-            self._put += len(batch)
-        consumer(batch)
+    # The rest is called without the lock.
+
+    def _announce(self) -> None:
+        if self._gate is not None:
+            self._gate.announce()
+
+    def _tell_full(self) -> None:
+        """Log what the policy has done, and call back if it has closed the queue."""
+        if self.policy is OverflowPolicy.BLOCK:
+            self._log.log("full", logging.WARNING, "%s is full: sources wait", self.name)
+        elif self.policy is OverflowPolicy.DROP_OLDEST:
+            self._log.log(
+                "full",
+                logging.WARNING,
+                "%s is full: the oldest messages make room (%d dropped so far)",
+                self.name,
+                self._dropped,
+            )
+        else:
+            logger.error("%s was full and is closed: %d messages let go", self.name, self._dropped)
+            for callback in self._on_overflow:
+                self._call(callback)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        """Call back, and let no failure of the reader reach the one who puts."""
+        try:
+            callback()
+        except Exception:  # noqa: BLE001 (logged)
+            self._log.log(
+                "callback", logging.ERROR, "a reader of %s failed", self.name, exc_info=True
+            )

@@ -9,6 +9,7 @@ or base64 in `data_base64` where it is no UTF-8; what exceeds `MAX_KEPT_BYTES` i
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import os
 import threading
@@ -48,8 +49,8 @@ class RejectedMessage:
         """Give the JSON line of the store."""
         fields: dict[str, object] = {
             "time": self.time.isoformat(),
-            "origin": self.origin,
-            "reason": self.reason,
+            "origin": _encodable(self.origin),
+            "reason": _encodable(self.reason),
             "size": self.size,
         }
         try:
@@ -79,8 +80,8 @@ class RejectStore(StoppableWorker):
         self._counts: Counter[tuple[str, str]] = Counter()
         self._not_kept = 0
         self._log = RateLimited(logger)
-        # Lines in the newer file; belongs to the worker.
-        self._lines = 0
+        # Lines in the newer file, None as long as nobody has counted; belongs to the worker.
+        self._lines: int | None = None
 
     @property
     def path(self) -> Path:
@@ -103,6 +104,12 @@ class RejectStore(StoppableWorker):
         """How many messages have been rejected, by origin and kind of reason."""
         with self._changed:
             return dict(self._counts)
+
+    @property
+    def not_kept(self) -> int:
+        """How many rejected messages were too many for the store, or could not be written."""
+        with self._changed:
+            return self._not_kept
 
     def add(self, origin: str, reason: str, data: bytes) -> None:
         """Count, log and keep one message that came in by the door `origin`. Never blocks."""
@@ -154,22 +161,52 @@ class RejectStore(StoppableWorker):
             self._changed.notify()
 
     def _write(self, batch: list[RejectedMessage]) -> None:
+        lines = self._newest_that_fit([message.to_line() for message in batch])
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lines = [message.to_line() for message in batch]
             self._rotate_for(sum(map(len, lines)), len(lines))
-            with open(self.path, "ab", opener=_private) as file:
-                file.writelines(lines)
-            self._lines += len(lines)
+            self._append(lines)
         except OSError as error:
             self._log.log(
-                "disk", logging.ERROR, "%d rejected messages not kept: %s", len(batch), error
+                "disk", logging.ERROR, "%d rejected messages not kept: %s", len(lines), error
             )
+            lines = []
+        with self._changed:
+            self._not_kept += len(batch) - len(lines)
+
+    def _newest_that_fit(self, lines: list[bytes]) -> list[bytes]:
+        """Give the last of `lines` that one file may hold."""
+        first, size = len(lines), 0
+        while first > 0 and size + len(lines[first - 1]) <= self._max_bytes:
+            first -= 1
+            size += len(lines[first])
+        return lines[first:]
+
+    def _append(self, lines: list[bytes]) -> None:
+        """Append all of `lines`, or (the disk being full) none."""
+        with open(self.path, "ab", buffering=0, opener=_private) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                rest = memoryview(b"".join(lines))
+                while rest:
+                    rest = rest[file.write(rest) or 0 :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
+        self._lines = (self._lines or 0) + len(lines)
 
     def _rotate_for(self, size: int, lines: int) -> None:
         if not self.path.exists():
             self._lines = 0
-        elif (
+            return
+        if self._lines is None:
+            # Of an earlier run, which may have been cut off in the middle of a line.
+            content = self.path.read_bytes()
+            self._lines = content.count(b"\n")
+            if content and not content.endswith(b"\n"):
+                self._append([b"\n"])
+        if (
             self.path.stat().st_size + size > self._max_bytes
             or self._lines + lines > self._max_messages
         ):
@@ -177,6 +214,13 @@ class RejectStore(StoppableWorker):
             self._lines = 0
 
 
+def _encodable(text: str) -> str:
+    """Give `text` without halves of surrogate pairs, which no JSON holds."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _private(path: str, flags: int) -> int:
-    """Open a file that only its owner can read."""
-    return os.open(path, flags, 0o600)
+    """Open a file that only its owner can read, also if it was there before."""
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
+from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.queues import size_of
 
@@ -34,6 +35,7 @@ class TopicTable:
         self._subscriptions: dict[tuple[str, int], Outlet] = {}
         # Message topic -> outlets that it matches; emptied by every change, filled on demand.
         self._matches: dict[str, tuple[Outlet, ...]] = {}
+        self._log = RateLimited(logger)
 
     def subscribe(self, topic: str, outlet: Outlet) -> None:
         """Let `outlet` receive what matches `topic` from now on. Idempotent."""
@@ -88,10 +90,16 @@ class TopicTable:
             matches[topic] = found
         return found
 
-    @staticmethod
-    def _hand_over(outlet: Outlet, batch: Sequence[Message], size: int) -> None:
+    def _hand_over(self, outlet: Outlet, batch: Sequence[Message], size: int) -> None:
         try:
             outlet.put_many(batch, size)
         # One outlet that fails must cost the others nothing.
-        except Exception:
-            logger.exception("%d messages not delivered: %r failed", len(batch), outlet)
+        except Exception:  # noqa: BLE001 (logged)
+            self._log.log(
+                id(outlet),
+                logging.ERROR,
+                "%d messages not delivered: %r failed",
+                len(batch),
+                outlet,
+                exc_info=True,
+            )

@@ -21,6 +21,8 @@ from datetime import timedelta
 import msgspec
 
 from threatbus.data import MessageType, SnapshotRequest, SnapshotRequestEncoder
+from threatbus.errors import Rejected
+from threatbus.logger import RateLimited
 from threatbus.messages import (
     SNAPSHOT_ENVELOPE,
     SNAPSHOT_REQUEST,
@@ -29,10 +31,13 @@ from threatbus.messages import (
     Message,
     RequestView,
 )
-from threatbus.subscribers import Subscriber
+from threatbus.subscribers import SeenIds, Subscriber
 from threatbus.workers import StoppableWorker
 
 logger = logging.getLogger("threatbus.snapshots")
+
+#: Requests that wait for the hook of one plugin; more are left out.
+MAX_WAITING_REQUESTS = 1000
 
 SnapshotHook = Callable[[SnapshotRequest], None]
 
@@ -53,11 +58,21 @@ class SnapshotAnswerer(StoppableWorker):
         super().__init__(name=f"snapshots from {plugin}")
         self._plugin = plugin
         self._hook = hook
-        self._requests: queue.SimpleQueue[SnapshotRequest | None] = queue.SimpleQueue()
+        self._requests: queue.Queue[SnapshotRequest | None] = queue.Queue(MAX_WAITING_REQUESTS)
+        self._log = RateLimited(logger)
 
     def ask(self, request: SnapshotRequest) -> None:
-        """Queue `request` for the hook."""
-        self._requests.put(request)
+        """Queue `request` for the hook; when too many wait, this one is left out."""
+        try:
+            self._requests.put_nowait(request)
+        except queue.Full:
+            self._log.log(
+                "full",
+                logging.WARNING,
+                "plugin %s is behind: snapshot %s goes without it",
+                self._plugin,
+                request.snapshot_id,
+            )
 
     def run(self) -> None:
         """Answer one request after the other."""
@@ -76,7 +91,15 @@ class SnapshotAnswerer(StoppableWorker):
     def stop(self) -> None:
         """Ask the worker to end and wake it."""
         super().stop()
-        self._requests.put(None)
+        try:
+            self._requests.put_nowait(None)
+        except queue.Full:
+            # Then the worker does not wait for a request, and looks before it takes the next one.
+            return
+
+
+class _Body(msgspec.Struct):
+    type: str
 
 
 @dataclass
@@ -97,14 +120,23 @@ class Snapshots:
     subscribes; none of it blocks.
     """
 
-    def __init__(self, subscribers: Callable[[], Sequence[Subscriber]], timeout: float) -> None:
+    def __init__(
+        self,
+        subscribers: Callable[[], Sequence[Subscriber]],
+        timeout: float,
+        *,
+        several_backbones: bool = False,
+    ) -> None:
         self._subscribers = subscribers
         self._timeout = timeout
-        # Guards _open.
+        self._log = RateLimited(logger)
+        # Guards the three fields below.
         self._lock = threading.Lock()
+        self._seen = SeenIds() if several_backbones else None
         self._open: dict[str, _Open] = {}
         self._answerers: tuple[SnapshotAnswerer, ...] = ()
         self._envelopes = msgspec.json.Decoder(EnvelopeView)
+        self._bodies = msgspec.json.Decoder(_Body)
         self._requests = msgspec.json.Decoder(RequestView)
         # Answers whose snapshot is unknown here: of another node, or forgotten.
         self.unclaimed = 0
@@ -163,6 +195,9 @@ class Snapshots:
 
     def put_many(self, batch: Sequence[Message], size: int | None = None) -> None:  # noqa: ARG002
         """Take requests and envelopes from a backbone."""
+        if self._seen is not None:
+            with self._lock:
+                batch = self._seen.first_copies(batch)
         for message in batch:
             if message.topic == SNAPSHOT_ENVELOPE:
                 self._hand_back(message)
@@ -171,7 +206,12 @@ class Snapshots:
 
     def put(self, item: object) -> None:
         """Take one request or envelope as a plain object, from a backbone of the old kind."""
-        self.put_many([Message.from_object(item)])
+        try:
+            message = Message.from_object(item)
+        except Rejected as error:
+            self._log.log("put", logging.WARNING, "no snapshot message: %s", error.reason)
+            return
+        self.put_many([message])
 
     def _pass_on(self, message: Message) -> None:
         """Ask everyone on this node but the requester."""
@@ -179,7 +219,9 @@ class Snapshots:
             view = self._requests.decode(message.data)
             request = view.to_request()
         except (msgspec.MsgspecError, ValueError, OverflowError) as error:
-            logger.warning("a snapshot request that cannot be read is left out: %s", error)
+            self._log.log(
+                "request", logging.WARNING, "a snapshot request cannot be read: %s", error
+            )
             return
         with self._lock:
             entry = self._open.get(view.snapshot_id)
@@ -194,9 +236,12 @@ class Snapshots:
         """Hand the body of an envelope to the one who asked, if that was here."""
         try:
             view = self._envelopes.decode(message.data)
-            topic = TOPIC_OF_TYPE[MessageType(view.snapshot_type)]
+            kind = MessageType(view.snapshot_type)
+            found = self._bodies.decode(view.body).type
         except (msgspec.MsgspecError, ValueError) as error:
-            logger.warning("a snapshot envelope that cannot be read is left out: %s", error)
+            self._log.log(
+                "envelope", logging.WARNING, "a snapshot envelope cannot be read: %s", error
+            )
             return
         with self._lock:
             entry = self._open.get(view.snapshot_id)
@@ -204,10 +249,23 @@ class Snapshots:
                 self.unclaimed += 1
                 logger.debug("snapshot %s is not awaited here", view.snapshot_id)
                 return
-            entry.bodies += 1
-            entry.deadline = time.monotonic() + self._timeout
-        entry.requester.open_snapshot(entry.deadline)
-        entry.requester.put_snapshot_body(Message(topic, bytes(view.body), message.id))
+            fits = kind is entry.kind and found == kind.name.lower()
+            if fits:
+                entry.bodies += 1
+                entry.deadline = time.monotonic() + self._timeout
+        if not fits:
+            # The requester may not have subscribed to what this is.
+            self._log.log(
+                "kind",
+                logging.WARNING,
+                "a %s is no answer to snapshot %s of %ss",
+                found,
+                view.snapshot_id,
+                entry.kind.name.lower(),
+            )
+            return
+        body = Message(TOPIC_OF_TYPE[kind], bytes(view.body), message.id)
+        entry.requester.put_snapshot_body(body, entry.deadline)
 
     def _forget_expired(self) -> None:
         now = time.monotonic()

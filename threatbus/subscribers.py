@@ -7,6 +7,7 @@ several backbones are configured, and keeps an open snapshot from overwriting wh
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from typing import Protocol
 
 import msgspec
 
+from threatbus.errors import Rejected
+from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.queues import MessageQueue
 from threatbus.workers import StoppableWorker
@@ -24,12 +27,27 @@ logger = logging.getLogger("threatbus.subscribers")
 #: Live objects that a subscriber's open snapshots remember; more than these end the snapshots.
 MAX_REMEMBERED_OBJECTS = 200_000
 
+#: Messages that a foreign queue holds before its feeder waits: each is a whole stix2 object.
+FOREIGN_AHEAD = 10_000
+#: Messages that a feeder takes at once.
+FEED_BATCH = 500
+#: Seconds after which a feeder looks again at a foreign queue that takes nothing.
+FOREIGN_POLL_SECS = 0.05
+#: Seconds in which a foreign queue that was unsubscribed gets what had come before.
+FINISH_SECS = 10.0
+
+# Ends a feeder when it comes to it; no such topic exists.
+_END = Message("", b"")
+
 
 class ForeignQueue(Protocol):
     """What a plugin of the old kind subscribes: a `queue.Queue` or `multiprocessing` queue."""
 
-    def put(self, item: object) -> None:
-        """Append one plain object."""
+    def put(self, item: object, block: bool, timeout: float) -> None:
+        """Append one plain object, or raise `queue.Full` after `timeout` seconds."""
+
+    def qsize(self) -> int:
+        """Give the number of waiting objects."""
 
 
 class SeenIds:
@@ -41,7 +59,7 @@ class SeenIds:
     object that a foreign backbone made anew.
     """
 
-    def __init__(self, window: int = 8 * 1024 * 1024) -> None:
+    def __init__(self, window: int = 1024 * 1024) -> None:
         self._window = window
         self._bits = bytearray(window // 8)
         self._newest = 0
@@ -53,10 +71,10 @@ class SeenIds:
     def _is_new(self, number: int | str) -> bool:
         if not isinstance(number, int) or number <= max(0, self._newest - self._window):
             return True
-        bits = self._bits
         if number > self._newest:
             self._forget(self._newest + 1, number)
             self._newest = number
+        bits = self._bits
         position = number % self._window
         byte, bit = position >> 3, 1 << (position & 7)
         if bits[byte] & bit:
@@ -89,10 +107,14 @@ class SnapshotGuard:
         self.deadline = deadline
         # Object id -> newest `modified` that came live.
         self._live: dict[str, datetime] = {}
+        # Whether too much came live to be remembered: then no body is let pass any more.
+        self.exhausted = False
         self._decoder = msgspec.json.Decoder(_Version)
 
-    def remember(self, batch: Iterable[Message]) -> bool:
-        """Note live messages; False when there are too many to go on."""
+    def remember(self, batch: Iterable[Message]) -> None:
+        """Note live messages."""
+        if self.exhausted:
+            return
         for message in batch:
             found = self._version(message)
             if found is None:
@@ -101,10 +123,14 @@ class SnapshotGuard:
             known = self._live.get(object_id)
             if known is None or modified > known:
                 self._live[object_id] = modified
-        return len(self._live) <= MAX_REMEMBERED_OBJECTS
+        if len(self._live) > MAX_REMEMBERED_OBJECTS:
+            self.exhausted = True
+            self._live.clear()
 
     def lets_pass(self, body: Message) -> bool:
         """Say whether `body` is newer than what came live under its id, if anything did."""
+        if self.exhausted:
+            return False
         found = self._version(body)
         if found is None:
             return True
@@ -133,8 +159,10 @@ class Subscriber:
         self.name = name
         self.queue = queue
         self.topics: set[str] = set()
-        # Orders copies, live messages and snapshot bodies of this subscriber.
-        self._lock = threading.Lock()
+        # Orders copies, live messages and snapshot bodies of this subscriber. Held while the queue
+        # calls back, hence reentrant: a plugin may subscribe anew when its queue has overflowed.
+        self._lock = threading.RLock()
+        self._log = RateLimited(logger)
         self._seen = SeenIds() if several_backbones else None
         self._guard: SnapshotGuard | None = None
         # Snapshot bodies that were dropped because something newer had come live.
@@ -153,7 +181,12 @@ class Subscriber:
 
     def put(self, item: object) -> None:
         """Take one plain object from a backbone of the old kind."""
-        self.put_many([Message.from_object(item)])
+        try:
+            message = Message.from_object(item)
+        except Rejected as error:
+            self._log.log("put", logging.WARNING, "not for %s: %s", self.name, error.reason)
+            return
+        self.put_many([message])
 
     def open_snapshot(self, deadline: float) -> None:
         """From now on keep snapshot bodies from overwriting what comes live, until `deadline`."""
@@ -167,11 +200,16 @@ class Subscriber:
         with self._lock:
             self._guard = None
 
-    def put_snapshot_body(self, body: Message) -> bool:
-        """Take one object of a snapshot, unless something newer came live; say whether taken."""
+    def put_snapshot_body(self, body: Message, deadline: float) -> bool:
+        """Take one object of a snapshot, unless something newer came live; say whether taken.
+
+        Keeps the snapshot open until `deadline`. One that is over takes nothing: what has come
+        live since its end is not known.
+        """
         with self._lock:
             if self._guard is None:
                 return False
+            self._guard.deadline = max(self._guard.deadline, deadline)
             if not self._guard.lets_pass(body):
                 self.outdated_bodies += 1
                 return False
@@ -181,8 +219,10 @@ class Subscriber:
     def _remember(self, guard: SnapshotGuard, batch: Sequence[Message]) -> None:
         if time.monotonic() > guard.deadline:
             self._guard = None
-        elif not guard.remember(batch):
-            self._guard = None
+            return
+        was_exhausted = guard.exhausted
+        guard.remember(batch)
+        if guard.exhausted and not was_exhausted:
             logger.warning(
                 "snapshots of %s end early: more than %d objects came live meanwhile",
                 self.name,
@@ -196,36 +236,95 @@ class Subscriber:
 class ForeignFeeder(StoppableWorker):
     """Moves messages from an outq to a queue of a foreign plugin, as plain objects.
 
-    Started by the bus when such a queue subscribes. Blocks on the outq, which `stop` closes, and
-    on the foreign queue's own `put`, whose bounds are its own: while that blocks, the outq fills
-    and follows its policy. A queue that refuses (closed by its plugin) ends the feeder.
+    Started by the bus when such a queue subscribes. Blocks on the outq, which `stop` closes and
+    `finish` ends, and on the foreign queue, for moments only: while that is full, or holds
+    `FOREIGN_AHEAD` objects, the outq fills and follows its policy. A queue that refuses (closed
+    by its plugin) ends the feeder.
     """
 
     def __init__(self, outq: MessageQueue, target: ForeignQueue, on_refused: Callable[[], None]):
         super().__init__(name=f"feeder of {outq.name}")
         self._outq = outq
-        self._target = target
+        self._foreign = target
         self._on_refused = on_refused
+        self._log = RateLimited(logger)
+        # Set by finish(): monotonic time after which what is left is let go.
+        self._finish_by: float | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many messages the plugin has not taken yet."""
+        return self._outq.unfinished + self._backlog()
 
     def run(self) -> None:
-        """Feed until stopped."""
-        while self._running() and not self._outq.closed:
-            for message in self._outq.get_many(500, timeout=None):
-                try:
-                    plain = message.to_object()
-                # A foreign queue wants objects; one that cannot be made costs only itself.
-                except Exception:
-                    logger.exception("a message for %s is left out", self._outq.name)
-                    continue
-                try:
-                    self._target.put(plain)
-                except (ValueError, OSError, AssertionError) as error:
-                    # What queue.Queue and multiprocessing queues raise once they are closed.
-                    logger.warning("%s takes nothing any more: %s", self._outq.name, error)
-                    self._on_refused()
+        """Feed until stopped, finished or refused."""
+        try:
+            while self._goes_on():
+                if self._backlog() >= FOREIGN_AHEAD:
+                    self._stop_asked.wait(FOREIGN_POLL_SECS)
+                elif not self._feed(self._outq.get_many(FEED_BATCH, timeout=None, finish=False)):
                     return
+        finally:
+            self._outq.close()
+            _forget_at_exit(self._foreign)
+
+    def finish(self) -> None:
+        """Let the plugin have what came before this, for `FINISH_SECS`, then end."""
+        self._finish_by = time.monotonic() + FINISH_SECS
+        self._outq.put_many([_END])
 
     def stop(self) -> None:
         """Ask the feeder to end and wake it."""
         super().stop()
         self._outq.close()
+
+    def _goes_on(self) -> bool:
+        in_time = self._finish_by is None or time.monotonic() < self._finish_by
+        return in_time and self._running() and not self._outq.closed
+
+    def _feed(self, batch: Sequence[Message]) -> bool:
+        """Hand over a batch; say whether there is more to come."""
+        for message in batch:
+            if message is _END or not self._hand_over(message):
+                return False
+            self._outq.task_done()
+        return True
+
+    def _hand_over(self, message: Message) -> bool:
+        """Put one message into the foreign queue; say whether that is done."""
+        try:
+            plain = message.to_object()
+        # A foreign queue wants objects; one that cannot be made costs only itself.
+        except Exception:  # noqa: BLE001 (logged)
+            self._log.log(
+                "object",
+                logging.ERROR,
+                "a message for %s is left out",
+                self._outq.name,
+                exc_info=True,
+            )
+            return True
+        while self._goes_on():
+            try:
+                self._foreign.put(plain, True, FOREIGN_POLL_SECS)
+                return True
+            except queue.Full:
+                continue
+            except Exception as error:  # noqa: BLE001 (queues differ in what they raise)
+                logger.warning("%s takes nothing any more: %r", self._outq.name, error)
+                self._on_refused()
+                return False
+        return False
+
+    def _backlog(self) -> int:
+        try:
+            return self._foreign.qsize()
+        except Exception:  # noqa: BLE001 (not every queue knows, and none that is closed)
+            return 0
+
+
+def _forget_at_exit(foreign: ForeignQueue) -> None:
+    """Let the process end although nobody reads what is left in a multiprocessing queue."""
+    cancel = getattr(foreign, "cancel_join_thread", None)
+    if cancel is not None:
+        cancel()

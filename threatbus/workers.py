@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+logger = logging.getLogger("threatbus.workers")
+
 #: A worker that ran this long before it raised starts again at the first delay.
 HEALTHY_AFTER_SECS = 30.0
 
@@ -19,7 +21,7 @@ class Backoff:
     def __init__(self, first: float = 0.1, cap: float = 30.0) -> None:
         self._first = first
         self._cap = cap
-        self._next = first
+        self._next = min(first, cap)
 
     def next(self) -> float:
         """Give the next delay in seconds: between half and all of the current step."""
@@ -29,7 +31,7 @@ class Backoff:
 
     def reset(self) -> None:
         """Begin at the first delay again: the last attempt went well."""
-        self._next = self._first
+        self._next = min(self._first, self._cap)
 
 
 class StoppableWorker(threading.Thread):
@@ -55,8 +57,9 @@ class StoppableWorker(threading.Thread):
 
     def start(self) -> None:
         """Start the thread; what a subclass put into `run` is supervised from here on."""
-        self._supervised = self.run
-        self.run = self._supervise  # type: ignore[method-assign]
+        if self.ident is None:  # a thread that was started before refuses below
+            self._supervised = self.run
+            self.run = self._supervise  # type: ignore[method-assign]
         super().start()
 
     def stop(self) -> None:
@@ -73,9 +76,12 @@ class StoppableWorker(threading.Thread):
             started = time.monotonic()
             try:
                 self._supervised()
-            # Whatever a worker raises, the bus goes on and tries again.
-            except Exception as error:
+            # Whatever a worker raises, the bus goes on and tries again. That it asks for the end
+            # of the process (sys.exit) would end this thread alone, in silence.
+            except (Exception, SystemExit) as error:
+                self.failures += 1
                 if not self._running():
+                    logger.warning("worker %s failed at its end", self.name, exc_info=error)
                     return
                 self._after(error, time.monotonic() - started)
             else:
@@ -84,11 +90,10 @@ class StoppableWorker(threading.Thread):
                 return
 
     def _after(self, error: BaseException, ran_secs: float) -> None:
-        self.failures += 1
         if ran_secs >= HEALTHY_AFTER_SECS:
             self._backoff.reset()
         delay = self._backoff.next()
-        logging.getLogger("threatbus.workers").error(
+        logger.error(
             "worker %s failed (%d so far) and is started again in %.1f s",
             self.name,
             self.failures,

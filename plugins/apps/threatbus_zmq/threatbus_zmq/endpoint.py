@@ -8,11 +8,12 @@ socket, a slow reader means trying again later, a slow document goes to the `Slo
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import zmq
@@ -25,6 +26,7 @@ from threatbus.workers import StoppableWorker
 from threatbus_zmq.config import ZmqConfig
 from threatbus_zmq.manager import Manager
 from threatbus_zmq.mapping import FrameReader
+from threatbus_zmq.monitor import Monitor
 from threatbus_zmq.publisher import Publisher
 from threatbus_zmq.receiver import Receiver
 
@@ -36,8 +38,12 @@ HOUSEKEEPING_SECS: Final = 1.0
 REQUESTS_PER_TURN: Final = 50
 #: Bytes of a management request; a larger one closes the connection.
 MAX_REQUEST_BYTES: Final = 1024 * 1024
-#: Seconds that stopping spends on what publishers have sent and the bus has not read yet.
+#: Seconds that stopping spends on what publishers have sent and the bus has not read yet: at
+#: most, and after the last frame.
 LAST_READ_SECS: Final = 1.0
+QUIET_SECS: Final = 0.05
+#: Seconds that another thread waits for the loop beyond what the loop was given for a step.
+PATIENCE_SECS: Final = 1.0
 
 
 class Wakeup:
@@ -45,6 +51,9 @@ class Wakeup:
 
     def __init__(self) -> None:
         self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Guards the descriptor against being written to after close(): outqs outlive the loop.
+        self._lock = threading.Lock()
+        self._closed = False
         # The loop's thread, which need not wake itself.
         self._owner = 0
 
@@ -58,8 +67,11 @@ class Wakeup:
 
     def __call__(self) -> None:
         """Wake the loop, from any thread."""
-        if threading.get_ident() != self._owner:
-            os.eventfd_write(self._descriptor, 1)
+        if threading.get_ident() == self._owner:
+            return
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self._descriptor, 1)
 
     def clear(self) -> None:
         """Be ready to be woken again."""
@@ -69,8 +81,11 @@ class Wakeup:
             return
 
     def close(self) -> None:
-        """Give the descriptor back."""
-        os.close(self._descriptor)
+        """Give the descriptor back; from now on there is nothing to wake. Idempotent."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._descriptor)
 
 
 class Endpoint(StoppableWorker):
@@ -94,7 +109,10 @@ class Endpoint(StoppableWorker):
         super().__init__(name="zmq endpoint")
         self._config = config
         self._clock = clock
+        self._rejects = services.rejects
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        if ":" in config.host:
+            self._context.setsockopt(zmq.IPV6, 1)
         self._wakeup = Wakeup()
         # Work for the loop from other threads: outqs that overflowed, steps of stopping.
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -110,17 +128,21 @@ class Endpoint(StoppableWorker):
         self.receiver = Receiver(FrameReader(services.border), inq, services.rejects, self._wakeup)
         inq.on_writable(self._wakeup)
         self._manage: zmq.Socket[bytes] | None = None
+        self._manage_monitor: Monitor | None = None
         self._poller = zmq.Poller()
         # Whether the poller watches the SUB socket; not while something behind it is full.
         self._reading = False
-        # When stopping: until when SUB is read out, and whether that is done.
-        self._last_read_until: float | None = None
-        self._intake_stopped = False
-        self._read_out = threading.Event()
+        # Whether every subscriber had its turn, so that more may be taken in.
+        self._caught_up = True
         self._next_housekeeping = 0.0
-        # Set by the loop when nothing waits for a connected subscriber; see drain().
+        # When stopping: until when SUB is read out, at most and if it stays quiet; when that is
+        # done; until when subscribers are served; what remains for them then.
+        self._last_read_until: float | None = None
+        self._quiet_until = 0.0
+        self._read_out = threading.Event()
+        self._drain_until: float | None = None
         self._drained = threading.Event()
-        self._draining = False
+        self._leftovers: list[tuple[str, int]] = []
         self._linger_ms = 0
 
     # Called by the plugin, from other threads than the loop's.
@@ -128,29 +150,21 @@ class Endpoint(StoppableWorker):
     def open(self) -> None:
         """Bind the three sockets; raises `InvalidConfig` naming each address that cannot be had."""
         errors: list[ConfigError] = []
-        poller = zmq.Poller()
-        poller.register(self._wakeup.fileno(), zmq.POLLIN)
-        steps: dict[str, Callable[[str], zmq.Socket[bytes]]] = {
-            "manage": self._bind_manage,
-            "pub": lambda address: self.publisher.bind(self._context, address),
-            "sub": lambda address: self.receiver.bind(
-                self._context, address, self._config.max_message_size
-            ),
-        }
-        for key, bind in steps.items():
+        for key, bind in self._doors().items():
             address = f"tcp://{_bracketed(self._config.host)}:{getattr(self._config, key)}"
             try:
-                socket = bind(address)
+                bind(address)
             except zmq.ZMQError as error:
                 found = f"{address}, which cannot be bound ({error.strerror})"
                 errors.append(ConfigError(f"plugins.apps.zmq.{key}", found, "free and ours"))
-                continue
-            if key != "sub":
-                poller.register(socket, zmq.POLLIN)
         if errors:
             self._close_sockets()
             raise InvalidConfig(errors)
-        self._poller = poller
+        self._poller = zmq.Poller()
+        self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        monitors = [monitor.socket for monitor in self._monitors()]
+        for socket in (self._manage, self.publisher.socket, *monitors):
+            self._poller.register(socket, zmq.POLLIN)
         self._reading = False
 
     def start(self) -> None:
@@ -162,22 +176,24 @@ class Endpoint(StoppableWorker):
         """Stop reading SUB, after what publishers have sent so far; returns when that is done."""
         self._calls.put(self._begin_last_read)
         self._wakeup()
-        self._read_out.wait(LAST_READ_SECS + 1)
+        if not self._read_out.wait(LAST_READ_SECS + PATIENCE_SECS):
+            logger.error("the endpoint's loop does not answer; what publishers have sent is lost")
         lane = self.receiver.slow_lane
         lane.stop()
         lane.join(LAST_READ_SECS)
 
     def drain(self, deadline: float) -> int:
         """Deliver what waits for connected subscribers until `deadline`; give what remains."""
-        self._drained.clear()
-        self._calls.put(self._begin_draining)
+        self._calls.put(lambda: self._begin_draining(deadline))
         self._wakeup()
-        self._drained.wait(max(0.0, deadline - time.monotonic()))
-        for name, count in self.publisher.leftovers():
+        if not self._drained.wait(max(0.0, deadline - self._clock()) + PATIENCE_SECS):
+            logger.error("the endpoint's loop does not answer; nothing more is delivered")
+            self._leftovers = self.publisher.leftovers()
+        for name, count in self._leftovers:
             logger.warning("%d messages for %s remain undelivered", count, name)
         # What was sent a moment ago is still in ZeroMQ's pipes.
-        self._linger_ms = max(200, int((deadline - time.monotonic()) * 1000))
-        return self.publisher.remaining()
+        self._linger_ms = max(200, int((deadline - self._clock()) * 1000))
+        return sum(count for _, count in self._leftovers)
 
     def stop(self) -> None:
         """Ask the loop to end and wake it."""
@@ -207,31 +223,47 @@ class Endpoint(StoppableWorker):
 
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
-        self._watch_sub(self.receiver.open and not self._intake_stopped)
+        self._watch_sub(self.receiver.open)
         ready = dict(self._poller.poll(self._timeout_ms()))
         if self._wakeup.fileno() in ready:
             self._wakeup.clear()
-            self._serve_calls()
+        self._serve_calls()
         if self._manage in ready:
             self._serve_requests()
-        self.publisher.admit()
-        frames = self.receiver.take() if self._reading else -1
-        self.publisher.flush()
-        if self._last_read_until is not None and not self._intake_stopped:
-            # Read out: the socket is empty. While the slow lane is busy it cannot be known.
-            if frames == 0 or self._clock() > self._last_read_until:
-                self._end_last_read()
+        if self.publisher.socket in ready:
+            self.publisher.admit()
+        for monitor in self._monitors():
+            if monitor.socket in ready:
+                monitor.take()
+        # Also when the poll did not say so: under load it is readable by now.
+        frames = self.receiver.take() if self._reading and self._caught_up else -1
+        self._caught_up = self.publisher.flush()
         self._keep_house()
-        if self._draining and self.publisher.is_drained():
-            self._drained.set()
+        if self._last_read_until is not None:
+            self._go_on_reading_out(frames)
+        if self._drain_until is not None:
+            self._go_on_draining()
 
     def _timeout_ms(self) -> int:
+        """Give the milliseconds until something is due, rounded up so as not to wake too early."""
+        if not self._calls.empty():
+            # Of this thread's own making, which wakes nobody.
+            return 0
         now = self._clock()
-        wait = max(0.0, self._next_housekeeping - now)
-        due = self.publisher.timeout(now)
-        if due is not None:
-            wait = min(wait, due)
-        return -(-int(wait * 1_000_000) // 1000)
+        waits = [moment - now for moment in self._appointments()]
+        served = self.publisher.timeout(now)
+        if served is not None:
+            waits.append(served)
+        return max(0, math.ceil(min(waits) * 1000)) if waits else -1
+
+    def _appointments(self) -> Iterator[float]:
+        """Give the times at which the loop has something to do of its own accord."""
+        if len(self.manager):
+            yield self._next_housekeeping
+        if self._last_read_until is not None:
+            yield min(self._last_read_until, self._quiet_until)
+        if self._drain_until is not None:
+            yield self._drain_until
 
     def _watch_sub(self, wanted: bool) -> None:
         if wanted == self._reading:
@@ -257,12 +289,8 @@ class Endpoint(StoppableWorker):
             manage.send(reply, zmq.NOBLOCK)
 
     def _serve_calls(self) -> None:
-        while True:
-            try:
-                call = self._calls.get_nowait()
-            except queue.Empty:
-                return
-            call()
+        while not self._calls.empty():
+            self._calls.get_nowait()()
 
     def _keep_house(self) -> None:
         now = self._clock()
@@ -271,47 +299,97 @@ class Endpoint(StoppableWorker):
         self._next_housekeeping = now + HOUSEKEEPING_SECS
         for p2p in self.publisher.expired(now, self._config.grace):
             self.manager.end(p2p, f"it has been away for more than {self._config.grace:.0f} s")
+        for p2p in self.publisher.overfull():
+            self.manager.end(p2p, "all outqs together hold too much, and its holds the most")
 
     # Inside.
 
-    def _bind_manage(self, address: str) -> zmq.Socket[bytes]:
+    def _doors(self) -> dict[str, Callable[[str], object]]:
+        """Give what binds each socket, by the key of its port."""
+        size = self._config.max_message_size
+        doors: dict[str, Callable[[str], object]] = {
+            "manage": self._bind_manage,
+            "pub": lambda address: self.publisher.bind(self._context, address),
+        }
+        if not self._read_out.is_set():
+            doors["sub"] = lambda address: self.receiver.bind(self._context, address, size)
+        return doors
+
+    def _monitors(self) -> list[Monitor]:
+        found = (self._manage_monitor, self.receiver.monitor)
+        return [monitor for monitor in found if monitor is not None]
+
+    def _bind_manage(self, address: str) -> None:
         socket = self._context.socket(zmq.REP)
         try:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
-            socket.bind(address)
+            monitor = Monitor(socket, self._on_cut_request)
         except zmq.ZMQError:
             socket.close(0)
             raise
-        self._manage = socket
-        return socket
+        self._manage, self._manage_monitor = socket, monitor
+        try:
+            socket.bind(address)
+        except zmq.ZMQError:
+            self._close_manage()
+            raise
 
-    def _close_sockets(self, linger_ms: int = 0) -> None:
+    def _on_cut_request(self, host: str) -> None:
+        self._rejects.add(
+            "zmq manage",
+            f"connection closed by the bus: {host} sent a request of more than "
+            f"{MAX_REQUEST_BYTES} bytes or broke the protocol",
+            b"",
+        )
+
+    def _close_manage(self) -> None:
+        if self._manage_monitor is not None:
+            self._manage_monitor.close()
         if self._manage is not None:
             self._manage.close(0)
-            self._manage = None
+        self._manage = self._manage_monitor = None
+
+    def _close_sockets(self, linger_ms: int = 0) -> None:
+        self._close_manage()
         self.receiver.close()
         self.publisher.close(linger_ms)
 
     def _overflowed(self, p2p: str) -> None:
         """Called from the thread that put: an outq has followed the policy `disconnect`."""
-        self._calls.put(lambda: self._end_overflowed(p2p))
+        self._calls.put(lambda: self.manager.end_overflowed(p2p))
         self._wakeup()
 
-    def _end_overflowed(self, p2p: str) -> None:
-        self.manager.end(p2p, "it did not keep up and its outq was full")
-
     def _begin_last_read(self) -> None:
-        self.receiver.unbind()
-        self._last_read_until = self._clock() + LAST_READ_SECS
+        now = self._clock()
+        self._last_read_until = now + LAST_READ_SECS
+        self._quiet_until = now + QUIET_SECS
 
-    def _end_last_read(self) -> None:
-        self._watch_sub(False)
-        self._intake_stopped = True
-        self._read_out.set()
+    def _go_on_reading_out(self, frames: int) -> None:
+        """Close SUB when nothing has come for a moment, or for too long something has.
 
-    def _begin_draining(self) -> None:
-        self._draining = True
+        A connected PUB keeps what it is given from then on, for a bus that comes back in time.
+        """
+        now = self._clock()
+        if frames:
+            # Or nothing can be read now, so that it is unknown whether there is something.
+            self._quiet_until = now + QUIET_SECS
+        if now >= min(self._quiet_until, self._last_read_until or now):
+            self._watch_sub(False)
+            if self.receiver.monitor is not None:
+                self._poller.unregister(self.receiver.monitor.socket)
+            self.receiver.close()
+            self._last_read_until = None
+            self._read_out.set()
+
+    def _begin_draining(self, deadline: float) -> None:
+        self._drain_until = deadline
+
+    def _go_on_draining(self) -> None:
+        if self.publisher.is_drained() or self._clock() >= (self._drain_until or 0.0):
+            self._drain_until = None
+            self._leftovers = self.publisher.leftovers()
+            self._drained.set()
 
 
 def _bracketed(host: str) -> str:

@@ -23,6 +23,10 @@ class Receiver(Protocol):
     last_sign: float
     """Monotonic time of the last heartbeat, or of the last change of its connection."""
 
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for it."""
+
 
 class Receivers(Protocol):
     """The publisher, as the manager sees it."""
@@ -85,22 +89,28 @@ class Manager:
         found = self._subscriptions.pop(p2p, None)
         if found is None:
             return False
-        self._unsubscribe(found.topics, found.receiver.outq)
-        found.receiver.outq.close()
-        self._receivers.remove(p2p)
-        logger.info("%s is unsubscribed: %s", found.receiver.name, why)
+        waiting = found.receiver.waiting
+        try:
+            self._unsubscribe(found.topics, found.receiver.outq)
+        finally:
+            found.receiver.outq.close()
+            self._receivers.remove(p2p)
+        log = logger.warning if waiting else logger.info
+        log("%s is unsubscribed: %s; %d messages waited", found.receiver.name, why, waiting)
         return True
 
-    def end_all(self, why: str) -> None:
-        """End every subscription."""
-        for p2p in list(self._subscriptions):
-            self.end(p2p, why)
+    def end_overflowed(self, p2p: str) -> None:
+        """End a subscription whose outq has closed itself since it was full."""
+        found = self._subscriptions.get(p2p)
+        if found is not None:
+            dropped = found.receiver.outq.stats().dropped
+            self.end(p2p, f"it did not keep up, its outq was full and let go of {dropped} messages")
 
     def _serve(self, request: mapping.Request) -> bytes:
         if isinstance(request, mapping.Subscribe):
             return self._on_subscribe(request)
         if isinstance(request, mapping.Unsubscribe):
-            known = self.end(request.p2p, "it asked to be")
+            known = self.end(request.p2p, "as it asked")
         else:
             known = request.p2p in self._subscriptions
             if known:

@@ -87,9 +87,16 @@ def new_p2p_topic() -> str:
     return "".join(secrets.choice(string.ascii_lowercase) for _ in range(P2P_LENGTH))
 
 
-def heads(p2p: str) -> dict[str, bytes]:
-    """Give what a frame to `p2p` begins with, by message topic; the JSON follows."""
-    return {topic: f"{p2p}{kind} ".encode() for topic, kind in TYPE_OF_TOPIC.items()}
+class Heads(dict[str, bytes]):
+    """What a frame to one point-to-point topic begins with, by message topic; JSON follows."""
+
+    def __init__(self, p2p: str) -> None:
+        super().__init__({topic: f"{p2p}{kind} ".encode() for topic, kind in TYPE_OF_TOPIC.items()})
+        self._p2p = p2p
+
+    def __missing__(self, topic: str) -> bytes:
+        """Give the head for a topic that only a foreign backbone can bring: its last part."""
+        return f"{self._p2p}{topic.rpartition('/')[2]} ".encode()
 
 
 def decode_request(frame: bytes) -> Request:
@@ -109,7 +116,7 @@ def decode_request(frame: bytes) -> Request:
     if action == "subscribe":
         return Subscribe(_topics(topic), _snapshot(request.get("snapshot")), _name(request))
     if not isinstance(topic, str):
-        raise BadRequest("error", "topic must be the one from the reply to subscribe")
+        raise BadRequest("unknown request", "topic must be the one from the reply to subscribe")
     return Unsubscribe(topic) if action == "unsubscribe" else Heartbeat(topic)
 
 
@@ -120,11 +127,12 @@ def encode_reply(status: str, **fields: object) -> bytes:
 
 def _topics(found: Any) -> list[str]:
     topics = found if isinstance(found, list) else [found]
-    if not topics or len(topics) > MAX_TOPICS:
-        raise BadRequest("error", f"topic must be a text or a list of 1 to {MAX_TOPICS} texts")
-    for topic in topics:
-        if not isinstance(topic, str) or len(topic) > MAX_TOPIC_LENGTH:
-            raise BadRequest("error", f"a topic is a text of at most {MAX_TOPIC_LENGTH} characters")
+    if not topics or not all(isinstance(topic, str) for topic in topics):
+        raise BadRequest("unknown request", "topic must be a text or a list of texts")
+    if len(topics) > MAX_TOPICS:
+        raise BadRequest("error", f"at most {MAX_TOPICS} topics can be subscribed at once")
+    if max(map(len, topics)) > MAX_TOPIC_LENGTH:
+        raise BadRequest("error", f"a topic has at most {MAX_TOPIC_LENGTH} characters")
     return topics
 
 

@@ -7,7 +7,7 @@ from typing import Final
 import zmq
 
 #: Bytes that the pipe of one connection may hold, about.
-PIPE_BYTES: Final = 64 * 1024 * 1024
+PIPE_BYTES: Final = 8 * 1024 * 1024
 #: The high-water mark for ordinary messages, and the least that it is lowered to.
 MOST_MESSAGES: Final = 1000
 LEAST_MESSAGES: Final = 8
@@ -23,13 +23,14 @@ class PipeLimit:
     def __init__(self, socket: zmq.Socket[bytes], option: int) -> None:
         self._socket = socket
         self._option = option
-        self._mark = 0
+        # The high-water mark that is set: no pipe holds more messages than that after a send.
+        self.mark = 0
         self._set(MOST_MESSAGES)
 
     def note(self, messages: int, size: int) -> None:
         """Adapt to a batch of `messages` with `size` bytes in all."""
         wanted = max(LEAST_MESSAGES, min(MOST_MESSAGES, PIPE_BYTES * messages // (size or 1)))
-        if wanted < self._mark or wanted >= 2 * self._mark:
+        if wanted < self.mark or wanted >= 2 * self.mark:
             self._set(wanted)
 
     def tighten(self) -> None:
@@ -37,6 +38,6 @@ class PipeLimit:
         self._set(LEAST_MESSAGES)
 
     def _set(self, mark: int) -> None:
-        if mark != self._mark:
+        if mark != self.mark:
             self._socket.setsockopt(self._option, mark)
-            self._mark = mark
+            self.mark = mark

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import zmq
@@ -20,14 +20,16 @@ import zmq.backend
 from threatbus.messages import Message
 from threatbus.queues import MessageQueue, size_of
 from threatbus_zmq import mapping
+from threatbus_zmq.connections import Connection, hang_up, source_of, stands
 from threatbus_zmq.pipes import MOST_MESSAGES, PipeLimit
 
 logger = logging.getLogger("threatbus.zmq.publisher")
 
 #: Bytes of the kernel's send buffer; few, for the same reason.
 SEND_BUFFER_BYTES: Final = 128 * 1024
-#: Messages that one turn of the loop sends to one subscriber.
+#: Messages that one turn of the loop sends to one subscriber, and to all of them, about.
 BATCH: Final = 500
+TURN: Final = 10_000
 #: Bytes that may be under way between the pipe and the app: kernel buffers at both ends, of
 #: which Linux lets the receiving one grow to 6 MiB.
 UNDER_WAY_BYTES: Final = 8 * 1024 * 1024
@@ -36,53 +38,73 @@ MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024
 #: Seconds until a stalled subscriber is tried again: at first, and at most.
 FIRST_RETRY_SECS: Final = 0.001
 MAX_RETRY_SECS: Final = 0.05
+#: Seconds that a full pipe is waited for when the subscriber has connected anew meanwhile.
+HALF_OPEN_SECS: Final = 2.0
+#: Seconds that a SUB which names a type, too, is given to name further ones.
+SETTLE_SECS: Final = 0.05
+#: What comes from a SUB in one frame: a topic of a few letters, or a handshake of ZMTP.
+MAX_UPSTREAM_BYTES: Final = 1024
+#: Such frames that one turn of the loop deals with.
+UPSTREAM_PER_TURN: Final = 1000
+#: Prefixes that SUBs of one subscriber may name.
+MAX_PREFIXES: Final = 16
+#: Bytes of prefixes without an issued topic that one connection may name; ZeroMQ keeps them.
+MAX_STRAY_BYTES: Final = 64 * 1024
+#: Messages that may wait in all outqs together. Many of them share one message, but each has a
+#: slot of 8 bytes for it, which the bounds of the single outq do not see.
+MAX_WAITING: Final = 50_000_000
 
 
 class Window:
     """What was last handed to the socket for one subscriber, in case its connection breaks.
 
-    Holds at least the newest `MOST_MESSAGES` messages and the newest `UNDER_WAY_BYTES`: that is
-    what can be in the pipe and in kernel buffers. Only `MAX_WINDOW_BYTES` can make it hold less;
-    what it then cannot cover is counted.
+    Holds what can be in the pipe and in kernel buffers: as many of the newest messages as the
+    pipe takes, and `UNDER_WAY_BYTES`, besides the newest batch, which may have met no pipe at
+    all. Only `MAX_WINDOW_BYTES` can make it hold less; what it then cannot cover is counted.
     """
 
     def __init__(self) -> None:
         # In the order they were sent, in the batches they were sent in: (messages, bytes).
-        self._batches: deque[tuple[Sequence[Message], int]] = deque()
+        self._batches: deque[tuple[list[Message], int]] = deque()
         self._messages = 0
         self._bytes = 0
         # Messages ever added, and how many of those had been added when a hot one was let go.
         self._added = 0
         self._let_go_hot = 0
+        # How many of the newest may not have left: those in the pipe, and the newest batch.
+        self._hot = 0
 
-    def add(self, batch: Sequence[Message]) -> None:
-        """Remember `batch`, which has just been sent, and let go of what surely has arrived."""
-        size = size_of(batch)
+    def add(self, batch: list[Message], size: int, in_pipe: int) -> None:
+        """Remember `batch`, just sent to a pipe that takes `in_pipe` messages; `size_of` it.
+
+        Lets go of what surely has arrived: a send that succeeds shows how full a pipe can be.
+        """
         self._batches.append((batch, size))
         self._messages += len(batch)
         self._bytes += size
         self._added += len(batch)
+        self._hot = in_pipe + len(batch)
         while len(self._batches) > 1:
             oldest, oldest_size = self._batches[0]
             rest_messages = self._messages - len(oldest)
             rest_bytes = self._bytes - oldest_size
-            arrived = rest_messages >= MOST_MESSAGES and rest_bytes >= UNDER_WAY_BYTES
-            if not arrived and self._bytes <= MAX_WINDOW_BYTES:
-                return
+            arrived = rest_messages >= self._hot and rest_bytes - size >= UNDER_WAY_BYTES
             if not arrived:
+                if self._bytes <= MAX_WINDOW_BYTES:
+                    return
                 self._let_go_hot = self._added - rest_messages
             self._batches.popleft()
             self._messages, self._bytes = rest_messages, rest_bytes
 
-    def take_all(self) -> tuple[list[Message], int]:
-        """Empty the window: gives its messages, and how many that may be lost it cannot give."""
-        messages = [message for batch, _ in self._batches for message in batch]
-        oldest_in_pipe = self._added - MOST_MESSAGES
-        uncovered = max(0, min(self._let_go_hot, self._added - len(messages)) - oldest_in_pipe)
+    def take_all(self) -> tuple[list[list[Message]], int]:
+        """Empty the window: gives its batches, and how many that may be lost it cannot give."""
+        batches = [batch for batch, _ in self._batches]
+        given_from = self._added - self._messages
+        uncovered = min(self._let_go_hot, given_from) - max(0, self._added - self._hot)
         self._batches.clear()
         self._messages = self._bytes = 0
         self._let_go_hot = 0
-        return messages, uncovered
+        return batches, max(0, uncovered)
 
 
 class Delivery:
@@ -93,17 +115,19 @@ class Delivery:
         self.name = name
         # Set by the publisher right after construction: the outq calls back with this object.
         self.outq: MessageQueue
-        self.heads = mapping.heads(p2p)
-        # What has been taken from the outq, or from the window, and is not sent yet.
-        self.pending: list[Message] = []
+        self.heads = mapping.Heads(p2p)
+        # Batches taken from the outq, or from the window, and not sent yet.
+        self.pending: deque[list[Message]] = deque()
         self.window = Window()
-        # The SUB's prefixes that have arrived and are not gone; it is connected if there is one.
-        self.prefixes: list[bytes] = []
+        # What its SUBs have subscribed to, each with its connection: None if that is unknown.
+        self.subscribed: list[tuple[bytes, Connection | None]] = []
         self.was_connected = False
         self.last_sign = now
         # When a full pipe is tried again, and after which delay if it is still full then.
         self.retry_at = 0.0
         self.retry_delay = FIRST_RETRY_SECS
+        # Since when the pipe has taken nothing; None while it does.
+        self.stalled_since: float | None = None
         # Messages sent, sent again after a reconnect, and possibly lost at one.
         self.sent = 0
         self.sent_again = 0
@@ -112,19 +136,19 @@ class Delivery:
     @property
     def connected(self) -> bool:
         """Whether a SUB for the topic is there."""
-        return bool(self.prefixes)
+        return bool(self.subscribed)
 
     @property
     def waiting(self) -> int:
         """How many messages wait for this subscriber."""
-        return len(self.pending) + self.outq.qsize()
+        return sum(map(len, self.pending)) + self.outq.qsize()
 
 
 class Publisher:
     """The XPUB socket's side of all subscriptions.
 
-    Everything but `ready` belongs to the endpoint's loop. An outq that gets its first message
-    notes its delivery in `ready` from whichever thread put it, and calls `wake`.
+    Everything but `_ready` belongs to the endpoint's loop. An outq that gets its first message
+    notes its delivery there from whichever thread put it, and calls `wake`.
     """
 
     def __init__(
@@ -141,11 +165,19 @@ class Publisher:
         self._deliveries: dict[str, Delivery] = {}
         # Deliveries whose outq got something; appended to from any thread (a deque allows it).
         self._ready: deque[Delivery] = deque()
-        # Deliveries with something to send that are connected, in the order of their turns.
+        # Deliveries with something to send that are connected.
         self._active: dict[str, Delivery] = {}
-        self._socket: zmq.Socket[bytes] | None = None
+        # Those of them whose turn is still to come in this round.
+        self._round: deque[Delivery] = deque()
+        self.socket: zmq.Socket[bytes] | None = None
         self._send: Callable[..., object] = _not_connected
         self._limit: PipeLimit | None = None
+        # Whether ZeroMQ knows which connection the next subscription comes from, see admit().
+        self._aligned = True
+        # Bytes of prefixes with no issued topic, by the connection that named them.
+        self._strays: dict[Connection, int] = {}
+        # When there are more than this, those whose connection has ended are forgotten.
+        self._most_strays = 1000
         # SUBs that were not admitted, since they named no topic that was issued.
         self.refused = 0
 
@@ -158,30 +190,32 @@ class Publisher:
             socket.setsockopt(zmq.XPUB_NODROP, 1)
             self._limit = PipeLimit(socket, zmq.SNDHWM)
             socket.setsockopt(zmq.SNDBUF, SEND_BUFFER_BYTES)
-            # What an app sends here is a topic of a few letters.
-            socket.setsockopt(zmq.MAXMSGSIZE, 4096)
+            socket.setsockopt(zmq.MAXMSGSIZE, MAX_UPSTREAM_BYTES)
             _find_vanished_peers(socket)
             socket.bind(address)
         except zmq.ZMQError:
             socket.close(0)
             raise
-        self._socket = socket
+        self.socket = socket
         # The backend's own method: pyzmq's wrapper around it costs as much as the call itself.
         self._send = zmq.backend.Socket.send.__get__(socket)
         return socket
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what is in its pipes has `linger_ms` to leave. Idempotent."""
-        if self._socket is None:
+        if self.socket is None:
             return
-        self._socket.close(linger_ms)
-        self._socket = None
+        self.socket.close(linger_ms)
+        self.socket = None
         self._limit = None
         self._send = _not_connected
+        self._aligned = True
         for delivery in self._deliveries.values():
-            delivery.prefixes.clear()
+            delivery.subscribed.clear()
             delivery.last_sign = self._clock()
         self._active.clear()
+        self._round.clear()
+        self._strays.clear()
 
     # What the manager asks for.
 
@@ -204,32 +238,56 @@ class Publisher:
     # What the loop calls.
 
     def admit(self) -> None:
-        """Read what SUBs have come and gone; only those that name an issued topic are let in."""
-        socket = self._socket
-        while socket is not None:
-            try:
-                frame = socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            delivery = self._deliveries.get(frame[1 : 1 + mapping.P2P_LENGTH].decode("latin-1"))
-            if frame[:1] == b"\x01":
-                self._on_arrival(socket, frame[1:], delivery)
-            elif frame[:1] == b"\x00" and delivery is not None:
-                self._on_departure(delivery, frame[1:])
+        """Read what SUBs have come and gone; only those that name an issued topic are let in.
 
-    def flush(self) -> None:
-        """Give each subscriber that has something to get, and can, one batch."""
-        self._collect_ready()
-        if not self._active:
+        ZeroMQ lets in the connection that it thinks the last frame came from. A frame that is no
+        subscription puts it one ahead until there is nothing more to read: with what comes in
+        between, a subscriber's traffic would go to another's connection. So the sender of such a
+        frame is cut off, and so is who subscribes right after it; the latter comes again.
+        """
+        socket = self.socket
+        if socket is None:
             return
+        for _ in range(UPSTREAM_PER_TURN):
+            try:
+                frame = socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                self._aligned = True
+                return
+            data, source = frame.bytes, source_of(frame)
+            kind, prefix = data[:1], data[1:]
+            delivery = self._deliveries.get(prefix[: mapping.P2P_LENGTH].decode("latin-1"))
+            if kind == b"\x01":
+                self._on_arrival(socket, prefix, source, delivery)
+            elif kind == b"\x00":
+                self._on_departure(socket, prefix, source, delivery)
+            else:
+                self._aligned = False
+                logger.debug("a SUB that sends other things than subscriptions is cut off")
+                hang_up(source)
+
+    def flush(self) -> bool:
+        """Give each subscriber that has something to get, and can, one batch.
+
+        Returns whether all had their turn. If not, there were too many for one turn of the loop,
+        and nothing further is to be taken in until they have.
+        """
+        self._collect_ready()
+        if not self._round:
+            if not self._active:
+                return True
+            self._round.extend(self._active.values())
         now = self._clock()
-        for delivery in list(self._active.values()):
-            if delivery.retry_at <= now:
-                self._send_batch(delivery, now)
+        budget = TURN
+        while self._round and budget > 0:
+            delivery = self._round.popleft()
+            if delivery.retry_at <= now and delivery.p2p in self._active:
+                budget -= self._send_batch(delivery, now)
+        return not self._round
 
     def timeout(self, now: float) -> float | None:
         """Give the seconds until a subscriber is to be served; 0 for at once, None for none."""
-        if self._ready:
+        if self._ready or self._round:
             return 0.0
         times = [delivery.retry_at for delivery in self._active.values()]
         return max(0.0, min(times) - now) if times else None
@@ -241,6 +299,18 @@ class Publisher:
             for p2p, delivery in self._deliveries.items()
             if not delivery.connected and now - delivery.last_sign > grace
         ]
+
+    def overfull(self) -> list[str]:
+        """Give the topics of those with the most waiting, if all together have too much."""
+        excess = self.remaining() - MAX_WAITING
+        ended = []
+        if excess > 0:
+            for delivery in sorted(self._deliveries.values(), key=lambda d: -d.waiting):
+                ended.append(delivery.p2p)
+                excess -= delivery.waiting
+                if excess <= 0:
+                    break
+        return ended
 
     def remaining(self) -> int:
         """Count the messages that wait, for anyone."""
@@ -270,30 +340,69 @@ class Publisher:
             self._active[delivery.p2p] = delivery
 
     def _on_arrival(
-        self, socket: zmq.Socket[bytes], prefix: bytes, delivery: Delivery | None
+        self,
+        socket: zmq.Socket[bytes],
+        prefix: bytes,
+        source: Connection | None,
+        delivery: Delivery | None,
     ) -> None:
-        if delivery is None:
-            # An empty or short prefix would read everybody's traffic.
-            self.refused += 1
-            logger.debug("a SUB that names no issued topic is not admitted")
+        if delivery is None or len(delivery.subscribed) >= MAX_PREFIXES:
+            self._refuse(prefix, source)
+            return
+        if not self._aligned:
+            hang_up(source)
             return
         socket.setsockopt(zmq.SUBSCRIBE, prefix)
+        if source is not None and (prefix, source) in delivery.subscribed:
+            # The same SUB says it once more; when it goes, this is reported once.
+            return
         first = not delivery.connected
-        again = prefix in delivery.prefixes
-        delivery.prefixes.append(prefix)
+        again = any(prefix == other for other, _ in delivery.subscribed)
+        delivery.subscribed.append((prefix, source))
         delivery.last_sign = self._clock()
         if (first or again) and delivery.was_connected:
             self._send_again(delivery)
         elif first:
             logger.debug("%s is connected", delivery.name)
         delivery.was_connected = True
-        delivery.retry_at = 0.0
+        # Who names one type may name another with its next frame; what comes in between would
+        # be filtered away.
+        whole = len(prefix) == mapping.P2P_LENGTH
+        delivery.retry_at = 0.0 if whole else self._clock() + SETTLE_SECS
         if delivery.waiting:
             self._activate(delivery)
 
-    def _on_departure(self, delivery: Delivery, prefix: bytes) -> None:
-        if prefix in delivery.prefixes:
-            delivery.prefixes.remove(prefix)
+    def _refuse(self, prefix: bytes, source: Connection | None) -> None:
+        """Let nobody in who names no issued topic: a short prefix would read everybody's traffic.
+
+        ZeroMQ remembers the prefix all the same, so who names too many is cut off.
+        """
+        self.refused += 1
+        logger.debug("a SUB that names no issued topic is not admitted")
+        if source is None:
+            return
+        named = self._strays.pop(source, 0) + len(prefix) + 1
+        if named > MAX_STRAY_BYTES:
+            hang_up(source)
+            return
+        self._strays[source] = named
+        if len(self._strays) > self._most_strays:
+            self._strays = {found: size for found, size in self._strays.items() if stands(found)}
+            self._most_strays = 2 * len(self._strays) + 1000
+
+    def _on_departure(
+        self,
+        socket: zmq.Socket[bytes],
+        prefix: bytes,
+        source: Connection | None,
+        delivery: Delivery | None,
+    ) -> None:
+        """Note that a SUB has unsubscribed, or, if `source` is None, that its connection ended."""
+        if source is not None and self._aligned:
+            socket.setsockopt(zmq.UNSUBSCRIBE, prefix)
+        if delivery is None:
+            return
+        _remove(delivery.subscribed, prefix, source)
         delivery.last_sign = self._clock()
         if not delivery.connected:
             self._active.pop(delivery.p2p, None)
@@ -301,11 +410,12 @@ class Publisher:
 
     def _send_again(self, delivery: Delivery) -> None:
         """Put what the broken connection may have lost in front of what waits."""
-        again, uncovered = delivery.window.take_all()
-        delivery.pending[:0] = again
-        delivery.sent_again += len(again)
+        batches, uncovered = delivery.window.take_all()
+        delivery.pending.extendleft(reversed(batches))
+        count = sum(map(len, batches))
+        delivery.sent_again += count
         delivery.uncovered += uncovered
-        logger.info("%s is back: %d messages are sent again", delivery.name, len(again))
+        logger.info("%s is back: %d messages are sent again", delivery.name, count)
         if uncovered:
             logger.error(
                 "up to %d messages may be lost to %s: they were too large to be kept until it "
@@ -314,27 +424,73 @@ class Publisher:
                 delivery.name,
             )
 
-    def _send_batch(self, delivery: Delivery, now: float) -> None:
-        batch = delivery.pending or delivery.outq.get_many(BATCH)
+    def _send_batch(self, delivery: Delivery, now: float) -> int:
+        """Send the next batch, or as much of it as the pipe takes; gives the number sent."""
+        pending = delivery.pending
+        batch = pending.popleft() if pending else delivery.outq.get_many(BATCH)
+        if not batch:
+            # The outq has been closed; the end of its subscription follows.
+            self._active.pop(delivery.p2p, None)
+            return 0
+        # There until it is sent, so that nothing taken is forgotten whatever happens here.
+        pending.appendleft(batch)
         size = size_of(batch)
         if self._limit is not None:
             self._limit.note(len(batch), size)
         send, heads = self._send, delivery.heads
         sent = 0
         try:
-            for message in batch[:BATCH]:
+            for message in batch:
                 send(heads[message.topic] + message.data, zmq.NOBLOCK)
                 sent += 1
         except zmq.Again:
             delivery.retry_at = now + delivery.retry_delay
             delivery.retry_delay = min(delivery.retry_delay * 2, MAX_RETRY_SECS)
+            if not sent:
+                _note_stall(delivery, now)
+        pending.popleft()
+        if sent < len(batch):
+            pending.appendleft(batch[sent:])
+            batch = batch[:sent]
+            size = size_of(batch)
         if sent:
-            delivery.window.add(batch[:sent])
+            delivery.window.add(batch, size, self._limit.mark if self._limit else MOST_MESSAGES)
             delivery.sent += sent
             delivery.retry_delay = FIRST_RETRY_SECS
-        delivery.pending = batch[sent:]
+            delivery.stalled_since = None
         if not delivery.waiting:
             self._active.pop(delivery.p2p, None)
+        return sent
+
+
+def _note_stall(delivery: Delivery, now: float) -> None:
+    """Cut off old connections of a subscriber if they may be what does not take its messages.
+
+    The peer of an old one may have vanished, and the new one must not wait until that is certain.
+    """
+    if delivery.stalled_since is None:
+        delivery.stalled_since = now
+    elif now - delivery.stalled_since > HALF_OPEN_SECS:
+        delivery.stalled_since = now
+        newest = delivery.subscribed[-1][1] if delivery.subscribed else None
+        for _, source in delivery.subscribed:
+            if newest is not None and source != newest:
+                logger.debug("an old connection of %s is cut off", delivery.name)
+                hang_up(source)
+
+
+def _remove(
+    subscribed: list[tuple[bytes, Connection | None]], prefix: bytes, source: Connection | None
+) -> None:
+    """Remove one entry for `prefix`: of `source`, else of a connection that stands no more."""
+    mine = [entry for entry in subscribed if entry[0] == prefix]
+    if not mine:
+        return
+    if source is not None:
+        fitting = [entry for entry in mine if entry[1] == source]
+    else:
+        fitting = [entry for entry in mine if entry[1] is not None and not stands(entry[1])]
+    subscribed.remove((fitting or mine)[0])
 
 
 def _not_connected(*_: object) -> None:

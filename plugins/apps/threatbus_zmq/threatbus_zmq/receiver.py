@@ -23,6 +23,7 @@ from threatbus.messages import Message
 from threatbus.rejects import RejectStore
 from threatbus.workers import StoppableWorker
 from threatbus_zmq.mapping import FrameReader
+from threatbus_zmq.monitor import Monitor
 from threatbus_zmq.pipes import PipeLimit
 
 logger = logging.getLogger("threatbus.zmq.receiver")
@@ -37,7 +38,8 @@ BATCH_BYTES: Final = 1024 * 1024
 class SlowLane(StoppableWorker):
     """Reads the frames that the fast path is unsure of. Started with the endpoint.
 
-    Blocks on its queue, which `stop` wakes. `idle` is called whenever it has dealt with all.
+    Blocks on its queue, which `stop` wakes, and at the gate, which opens when the bus stops.
+    `idle` is called whenever it has dealt with all.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class SlowLane(StoppableWorker):
         self._inq = inq
         self._rejects = rejects
         self._idle = idle
-        self._frames: queue.SimpleQueue[Sequence[bytes]] = queue.SimpleQueue()
+        # Hand-overs; None ends the worker, after those before it.
+        self._frames: queue.SimpleQueue[Sequence[bytes] | None] = queue.SimpleQueue()
         # Whether frames are under way; set by the loop, cleared by this worker when it is done.
         self.busy = False
 
@@ -59,11 +62,9 @@ class SlowLane(StoppableWorker):
 
     def run(self) -> None:
         """Deal with one hand-over after the other."""
-        while self._running():
-            frames = self._frames.get()
+        while (frames := self._frames.get()) is not None:
             try:
-                for frame in frames:
-                    self._deal_with(frame)
+                self._deal_with(frames)
             finally:
                 self.busy = False
                 self._idle()
@@ -71,22 +72,31 @@ class SlowLane(StoppableWorker):
     def stop(self) -> None:
         """Ask the worker to end after what it has, and wake it."""
         super().stop()
-        self._frames.put(())
+        self._frames.put(None)
 
-    def _deal_with(self, frame: bytes) -> None:
-        message = self._reader.recognise(frame)
-        if message is not None:
-            messages, rejected = [message], []
-        else:
-            messages, rejected = self._reader.read(frame)
+    def _deal_with(self, frames: Sequence[bytes]) -> None:
+        for number, frame in enumerate(frames):
+            try:
+                self._deal_with_one(frame)
+            except Overflow as error:
+                logger.warning("%d frames not taken: %s", len(frames) - number, error)
+                return
+            # Whatever a frame sets off, those behind it are dealt with.
+            except Exception as error:
+                logger.exception("a frame could not be read")
+                self._rejects.add(ORIGIN, f"internal error: {type(error).__name__}", frame)
+
+    def _deal_with_one(self, frame: bytes) -> None:
+        recognised = self._reader.recognise(frame)
+        if recognised is not None:
+            self._inq.put_many([recognised])
+            return
+        messages, rejected = self._reader.read(frame)
         for reason, data in rejected:
             self._rejects.add(ORIGIN, reason, data)
         if messages:
-            try:
-                # A full outq keeps this worker waiting here, and the loop from reading more.
-                self._inq.put_many(messages)
-            except Overflow as error:
-                logger.warning("%d messages not taken: %s", len(messages), error)
+            # A full outq keeps this worker waiting here, and the loop from reading more.
+            self._inq.put_many(messages)
 
 
 class Receiver:
@@ -97,12 +107,14 @@ class Receiver:
     ) -> None:
         self._reader = reader
         self._inq = inq
+        self._rejects = rejects
         self._log = RateLimited(logger)
         self.slow_lane = SlowLane(reader, inq, rejects, wake)
         self._recv: Callable[..., bytes] = _nothing
         self.socket: zmq.Socket[bytes] | None = None
+        self.monitor: Monitor | None = None
+        self._max_message_size = 0
         self._limit: PipeLimit | None = None
-        self._address = ""
 
     def bind(
         self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_message_size: int
@@ -115,12 +127,16 @@ class Receiver:
             # Everything: what is published to a topic that nobody has is to be seen and rejected.
             socket.setsockopt(zmq.SUBSCRIBE, b"")
             self._limit = PipeLimit(socket, zmq.RCVHWM)
-            socket.bind(address)
+            monitor = Monitor(socket, self._on_cut)
         except zmq.ZMQError:
             socket.close(0)
             raise
-        self.socket = socket
-        self._address = address
+        self.socket, self.monitor, self._max_message_size = socket, monitor, max_message_size
+        try:
+            socket.bind(address)
+        except zmq.ZMQError:
+            self.close()
+            raise
         self._recv = zmq.backend.Socket.recv.__get__(socket)
         return socket
 
@@ -147,6 +163,14 @@ class Receiver:
                     messages.append(message)
         except zmq.Again:
             pass
+        except zmq.ZMQError:
+            # What has been read goes on; the next turn meets the error again.
+            if not frames:
+                raise
+        # The fast path is said to raise nothing. Should it: nothing that was read is lost over it.
+        except Exception:
+            logger.exception("the fast path failed")
+            unsure.append(frame)
         if not frames:
             return 0
         if self._limit is not None:
@@ -162,18 +186,24 @@ class Receiver:
         if paused and self._limit is not None and self.socket is not None:
             self._limit.tighten()
 
-    def unbind(self) -> None:
-        """Let no further publisher connect; what those that are there have sent can be read."""
-        if self.socket is not None:
-            self.socket.unbind(self._address)
-
     def close(self) -> None:
         """Close the socket. Idempotent."""
+        if self.monitor is not None:
+            self.monitor.close()
         if self.socket is not None:
             self.socket.close(0)
-        self.socket = None
+        self.socket = self.monitor = None
         self._limit = None
         self._recv = _nothing
+
+    def _on_cut(self, host: str) -> None:
+        limit = self._max_message_size
+        self._rejects.add(
+            ORIGIN,
+            f"connection closed by the bus: {host} sent a frame of more than {limit} bytes "
+            "(max_message_size) or broke the protocol; what it sent is lost",
+            b"",
+        )
 
     def _put(self, messages: list[Message]) -> None:
         try:

@@ -1,0 +1,75 @@
+"""The TCP connections behind a ZeroMQ socket.
+
+ZeroMQ hides them, but some things can only be told or done there: whether two frames came over
+the same connection, whether it still stands, and how to get rid of a peer that misbehaves.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+import zmq
+
+#: The state of a TCP connection that nobody has closed (first byte of TCP_INFO).
+_ESTABLISHED: Final = 1
+
+
+class Connection(NamedTuple):
+    """One connection: descriptors are used again, but not with the same peer's address."""
+
+    descriptor: int
+    host: str
+    port: int
+
+
+def source_of(frame: zmq.Frame) -> Connection | None:
+    """Give the connection that `frame` came over; None if it is gone, or came from none."""
+    try:
+        return connection(int(frame.get(zmq.SRCFD)))
+    except (zmq.ZMQError, ValueError):
+        return None
+
+
+def connection(descriptor: int) -> Connection | None:
+    """Give the connection behind a descriptor of ZeroMQ's; None if there is none any more."""
+    try:
+        with _borrowed(descriptor) as tcp:
+            host, port = tcp.getpeername()[:2]
+    except OSError:
+        return None
+    return Connection(descriptor, host, port)
+
+
+def stands(found: Connection) -> bool:
+    """Say whether a connection still stands."""
+    return connection(found.descriptor) == found
+
+
+def hang_up(found: Connection | None) -> None:
+    """Break a connection, if it still stands. A ZeroMQ peer connects again by itself."""
+    if found is None or not stands(found):
+        return
+    try:
+        with _borrowed(found.descriptor) as tcp:
+            tcp.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return
+
+
+def is_established(tcp: socket.socket) -> bool:
+    """Say whether neither the peer nor the network has ended a connection."""
+    try:
+        return tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == bytes((_ESTABLISHED,))
+    except OSError:
+        return False
+
+
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Give a socket object for a descriptor that ZeroMQ owns and goes on to own."""
+    with socket.socket(fileno=os.dup(descriptor)) as tcp:
+        yield tcp

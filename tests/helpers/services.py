@@ -1,0 +1,21 @@
+"""Services that tests need and that a machine may lack."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test on a person's machine; fail it under ``CI=true``, where all must be there."""
+    if os.environ.get("CI", "").lower() in ("1", "true"):
+        pytest.fail(f"{what} is missing, and CI must have it")
+    pytest.skip(f"{what} is missing")
+
+
+def program(name: str) -> str:
+    """Give the path of an installed program; without it the test is skipped, or fails in CI."""
+    return shutil.which(name) or missing(f"the program {name}")

@@ -1,0 +1,347 @@
+"""A bus with the ZeroMQ plugin, and apps as they are written against 2022.5.16."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zmq
+from helpers.buses import Buses
+from helpers.documents import encode, indicator
+from helpers.ports import free_ports
+from helpers.waiting import SOON, eventually
+
+import threatbus
+
+Socket = zmq.Socket[bytes]
+
+
+class ZmqBus:
+    """A bus in this process whose ZeroMQ endpoint is on free ports."""
+
+    def __init__(self, start_bus: Buses, apps: dict[str, Any] | None = None, **options: Any):
+        """Start it; `options` go into the plugin's section, but for those of the core."""
+        core = {
+            key: options.pop(key)
+            for key in ("queues", "drain_timeout", "rejected", "snapshot_timeout", "backbones")
+            if key in options
+        }
+        self.manage, self.pub, self.sub = free_ports(3)
+        section = {"manage": self.manage, "pub": self.pub, "sub": self.sub, **options}
+        self.host = section.get("host", "127.0.0.1")
+        self.bus: threatbus.ThreatBus = start_bus(apps={"zmq": section, **(apps or {})}, **core)
+
+    @property
+    def endpoint(self) -> Any:
+        """The plugin's inside, to break things there and to look at what no app can see."""
+        (plugin,) = [app for app in self.bus._apps if app.name == "zmq"]
+        implementation: Any = plugin._manager.get_plugin("zmq")
+        return implementation._endpoint
+
+    def address(self, door: str) -> str:
+        """Give the address of ``manage``, ``pub`` or ``sub``."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp://{host}:{getattr(self, door)}"
+
+    def accepted(self, count: int) -> None:
+        """Wait until the bus has accepted `count` messages."""
+        eventually(lambda: self.bus.intake.accepted >= count, what=f"{count} messages accepted")
+
+    def rejected(self, text: str) -> int:
+        """Say how many messages were rejected for reasons that contain `text`."""
+        counts = self.bus.rejects.counts
+        return sum(number for (_, reason), number in counts.items() if text in reason)
+
+    def reject_lines(self) -> list[dict[str, Any]]:
+        """Give what the reject store has on disk."""
+        paths = (self.bus.rejects.older_path, self.bus.rejects.path)
+        return [
+            json.loads(line)
+            for path in paths
+            if path.exists()
+            for line in path.read_bytes().splitlines()
+        ]
+
+
+class App:
+    """An app: a REQ for management, a SUB to receive, a PUB to publish.
+
+    Give it a `context` if there are to be many apps, and the port of a proxy as `pub_port`.
+    """
+
+    def __init__(
+        self, bus: ZmqBus, *, context: zmq.Context[Socket] | None = None, rcvhwm: int = 1000
+    ) -> None:
+        self.bus = bus
+        self._own_context = context is None
+        self.context: zmq.Context[Socket] = context or zmq.Context()
+        self._rcvhwm = rcvhwm
+        self._sockets: list[Socket] = []
+        self.p2p = ""
+        self.sub: Socket | None = None
+        self._pub: Socket | None = None
+
+    # Management.
+
+    def socket(self, kind: int, address: str | None = None, **options: int) -> Socket:
+        """Give a new socket that is closed with the app."""
+        created: Socket = self.context.socket(kind)
+        created.setsockopt(zmq.LINGER, 0)
+        if ":" in self.bus.host:
+            created.setsockopt(zmq.IPV6, 1)
+        for name, value in options.items():
+            created.setsockopt(getattr(zmq, name), value)
+        if address is not None:
+            created.connect(address)
+        self._sockets.append(created)
+        return created
+
+    def ask_raw(self, *frames: bytes, timeout: float = SOON) -> bytes:
+        """Send one request and give the reply, byte for byte."""
+        req = self.socket(zmq.REQ, self.bus.address("manage"))
+        try:
+            req.send_multipart(frames)
+            assert req.poll(timeout * 1000), f"no answer to {frames[0][:100]!r}"
+            return req.recv()
+        finally:
+            self.close_socket(req)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send one request and give the reply."""
+        reply = json.loads(self.ask_raw(json.dumps(request).encode()))
+        assert isinstance(reply, dict)
+        return reply
+
+    def subscribe(self, topic: str | list[str], snapshot: float = 0, **more: Any) -> App:
+        """Subscribe, without connecting a SUB."""
+        reply = self.ask(action="subscribe", topic=topic, snapshot=snapshot, **more)
+        assert reply["status"] == "success", reply
+        self.p2p = reply["topic"]
+        return self
+
+    def heartbeat(self) -> str:
+        """Give a sign of life and return the status that is answered."""
+        return str(self.ask(action="heartbeat", topic=self.p2p)["status"])
+
+    # Receiving.
+
+    def connect(self, port: int | None = None, prefixes: tuple[str, ...] = ("",)) -> App:
+        """Connect the SUB; `prefixes` follow the point-to-point topic."""
+        address = self.bus.address("pub") if port is None else f"tcp://127.0.0.1:{port}"
+        sub = self.socket(zmq.SUB, RCVHWM=self._rcvhwm)
+        for prefix in prefixes:
+            sub.setsockopt(zmq.SUBSCRIBE, (self.p2p + prefix).encode())
+        sub.connect(address)
+        self.sub = sub
+        return self
+
+    def connected(self) -> App:
+        """Wait until the bus knows of the SUB."""
+        eventually(lambda: self.delivery().connected, what="the SUB has arrived")
+        return self
+
+    def delivery(self) -> Any:
+        """Give the publisher's side of this subscription."""
+        return self.bus.endpoint.publisher._deliveries[self.p2p]
+
+    def receive(self, timeout: float = SOON) -> bytes:
+        """Give the next frame."""
+        assert self.sub is not None
+        assert self.sub.poll(timeout * 1000), f"nothing received within {timeout} s"
+        return self.sub.recv()
+
+    def receive_all(self, count: int, timeout: float = 3 * SOON) -> list[bytes]:
+        """Give `count` frames."""
+        assert self.sub is not None
+        frames: list[bytes] = []
+        deadline = time.monotonic() + timeout
+        while len(frames) < count:
+            left = deadline - time.monotonic()
+            assert left > 0, f"{len(frames)} of {count} received within {timeout} s"
+            if self.sub.poll(min(left, 1) * 1000):
+                with contextlib.suppress(zmq.Again):
+                    while len(frames) < count:
+                        frames.append(self.sub.recv(zmq.NOBLOCK))
+        return frames
+
+    def receive_until(self, last: int, timeout: float = 3 * SOON) -> list[int]:
+        """Receive `numbered` documents up to the one with number `last`; gives all numbers."""
+        numbers: list[int] = []
+        deadline = time.monotonic() + timeout
+        while not numbers or numbers[-1] != last:
+            left = deadline - time.monotonic()
+            assert left > 0, f"received up to {numbers[-1:]} of {last} within {timeout} s"
+            numbers.append(number_of(self.receive(left)))
+        return numbers
+
+    def receives_nothing(self, for_secs: float = 0.2) -> None:
+        """Fail if a frame arrives."""
+        assert self.sub is not None
+        assert not self.sub.poll(for_secs * 1000), self.sub.recv()
+
+    def disconnect(self) -> None:
+        """Close the SUB."""
+        assert self.sub is not None
+        self.close_socket(self.sub)
+        self.sub = None
+
+    # Publishing.
+
+    @property
+    def pub(self) -> Socket:
+        """The PUB, ready: the bus's subscription has reached it, so that it drops nothing."""
+        if self._pub is None:
+            # An XPUB is a PUB that can tell.
+            self._pub = self.socket(zmq.XPUB, self.bus.address("sub"), SNDHWM=0)
+            assert self._pub.poll(SOON * 1000), "the bus's SUB does not answer"
+            assert self._pub.recv() == b"\x01"
+        return self._pub
+
+    def publish(self, topic: str, document: bytes | dict[str, Any]) -> None:
+        """Publish one document."""
+        data = document if isinstance(document, bytes) else encode(document)
+        self.pub.send(topic.encode() + b" " + data)
+
+    def publish_numbered(self, first: int, count: int) -> None:
+        """Publish `count` indicators that `number_of` tells apart."""
+        for number in range(first, first + count):
+            self.pub.send(b"stix2/indicator " + numbered(number))
+
+    def close_socket(self, closed: Socket) -> None:
+        """Close one of the app's sockets."""
+        self._sockets.remove(closed)
+        closed.close(0)
+
+    def close(self) -> None:
+        """Close everything."""
+        for each in self._sockets:
+            each.close(0)
+        self._sockets.clear()
+        if self._own_context:
+            self.context.term()
+
+
+class Apps:
+    """Makes apps and closes them; also the factory of buses, so that a test needs one fixture."""
+
+    def __init__(self, start_bus: Buses) -> None:
+        self._start_bus = start_bus
+        self._apps: list[App] = []
+
+    def bus(self, **options: Any) -> ZmqBus:
+        """Start a bus; see `ZmqBus`."""
+        return ZmqBus(self._start_bus, **options)
+
+    def app(self, bus: ZmqBus, **options: Any) -> App:
+        """Make an app; see `App`."""
+        made = App(bus, **options)
+        self._apps.append(made)
+        return made
+
+    def close(self) -> None:
+        """Close all apps."""
+        for app in self._apps:
+            app.close()
+
+
+_TEMPLATE = encode(indicator(name="NUMBER", description="x" * 120))
+_NUMBER = re.compile(rb'"name": "(\d+)"')
+
+
+def numbered(number: int) -> bytes:
+    """Give an indicator of about 500 bytes whose name is `number`."""
+    return _TEMPLATE.replace(b"NUMBER", b"%d" % number, 1)
+
+
+def number_of(frame: bytes) -> int:
+    """Give the number that a `numbered` document has."""
+    found = _NUMBER.search(frame)
+    assert found, frame
+    return int(found[1])
+
+
+def rss_bytes() -> int:
+    """Give the resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descriptors() -> int:
+    """Give the number of open descriptors of this process."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+class Proxy:
+    """A TCP proxy on a free port of the loopback interface, whose connections can be cut.
+
+    `cut` breaks all connections; `freeze` stops passing anything on over those that there are,
+    as when a peer's machine has vanished. A thread accepts and one per direction passes on; they
+    end with `close`, which closes what they read from.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        # Connections made before the last freeze() pass nothing on.
+        self._frozen = 0
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+
+    def cut(self) -> None:
+        """Break all connections."""
+        while self._ends:
+            # Wakes whoever reads from it or writes to it.
+            with contextlib.suppress(OSError):
+                self._ends.pop().shutdown(socket.SHUT_RDWR)
+
+    def freeze(self) -> None:
+        """Pass nothing on over the connections that there are; new ones work."""
+        self._frozen = len(self._ends)
+
+    def close(self) -> None:
+        """End."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._frozen = 0
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                return
+            number = len(self._ends)
+            self._ends += (near, far)
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(number, *pair), daemon=True).start()
+
+    def _pass_on(self, number: int, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                while number < self._frozen:
+                    time.sleep(0.01)
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+
+@contextlib.contextmanager
+def proxy(port: int) -> Iterator[Proxy]:
+    """Give a proxy in front of `port`."""
+    made = Proxy(port)
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,56 @@
+"""The command ``threatbus``: one module per subcommand, this one puts them together.
+
+Exit codes are listed in `threatbus.cli.outcome`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+from collections.abc import Sequence
+
+from threatbus.cli import check, plugins, publish, run, tail
+from threatbus.cli.options import add_config
+from threatbus.cli.outcome import INTERRUPTED, failure
+from threatbus.errors import ThreatBusError
+
+EXAMPLES = """\
+examples:
+  threatbus -c config.yaml                run the bus
+  threatbus                               the same with config.yaml or config.yml in the current
+                                          directory, or with environment variables alone
+  threatbus check -c config.yaml          say all that is wrong with a configuration
+  threatbus plugins                       list what is installed
+  threatbus tail                          watch what a running bus carries
+  threatbus publish indicators.json       publish STIX objects to a running bus
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; gives the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except ThreatBusError as error:
+        return failure(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="threatbus",
+        description="Threat Bus connects security tools by STIX-2 messages. "
+        "Without a command it runs the bus.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = importlib.metadata.version("threatbus")
+    parser.add_argument("--version", action="version", version=f"threatbus {version}")
+    add_config(parser, default=None)
+    parser.set_defaults(command=run.command)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for module in (run, check, plugins, tail, publish):
+        module.add_parser(commands)
+    return parser

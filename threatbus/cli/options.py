@@ -1,0 +1,86 @@
+"""Options that several commands have, and how they are read."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from threatbus.client import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_SECS, Endpoint
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_command(
+    commands: Commands, name: str, summary: str, details: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand; `summary` for the list of commands, `details` below its own options."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config(parser: argparse.ArgumentParser, default: str | None = argparse.SUPPRESS) -> None:
+    """Add ``-c``. Suppressed by default, so that a subcommand keeps what stood before its name."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        default=default,
+        help="configuration file (default: config.yaml or config.yml in the current directory)",
+    )
+
+
+def add_endpoint(parser: argparse.ArgumentParser) -> None:
+    """Add what a command needs to find a running bus."""
+    parser.add_argument(
+        "--endpoint",
+        metavar="tcp://HOST:PORT",
+        type=endpoint,
+        default=DEFAULT_ENDPOINT,
+        help="where the bus listens for subscriptions, its plugins.apps.zmq.manage "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=positive,
+        default=DEFAULT_TIMEOUT_SECS,
+        help="how long the bus may take to answer (default: %(default)g)",
+    )
+
+
+def endpoint(text: str) -> Endpoint:
+    """Read an endpoint, for argparse."""
+    try:
+        return Endpoint.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> float:
+    """Read a number of seconds, for argparse."""
+    number = _number(text)
+    if not 0 < number <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return number
+
+
+def days(text: str) -> float:
+    """Read a number of days, for argparse."""
+    number = _number(text)
+    if not 0 <= number <= 36_500:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 0 to 36500")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

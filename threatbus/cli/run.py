@@ -1,0 +1,151 @@
+"""``threatbus`` without a command, or ``threatbus run``: runs the bus until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import logging
+import os
+import queue
+import resource
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import threatbus
+from threatbus import config
+from threatbus.cli.options import add_command, add_config
+from threatbus.cli.outcome import FAILED, OK, failure
+from threatbus.cli.text import printable
+from threatbus.client import DEFAULT_PORT, Endpoint
+from threatbus.errors import ThreatBusError
+from threatbus.notify import notify
+
+if TYPE_CHECKING:
+    from threatbus.bus import ThreatBus
+    from threatbus.cli.options import Commands
+
+logger = logging.getLogger("threatbus.cli")
+
+DETAILS = """\
+SIGTERM or Ctrl-C stops it: it takes nothing more in, delivers what is under way (drain_timeout
+seconds at most) and exits with 0. A second signal exits at once. Exit codes: 2 the configuration
+is wrong, 1 the bus does not start.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "run", "run the bus, as without any command", DETAILS)
+    add_config(parser)
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> NoReturn:
+    """Run the bus, and end the process."""
+    signals = StopSignals()
+    signals.install()
+    _raise_file_limit()
+    try:
+        _leave(_run(arguments.config, signals))
+    except ThreatBusError as error:
+        _leave(failure(error))
+    # A plugin that fails in a way of its own must end the process all the same.
+    except Exception:
+        logger.exception("the bus fails")
+        _leave(FAILED)
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first asks the bus to stop, a second one ends the process.
+
+    Installed in the main thread before anything starts. The handler only leaves a note; a queue
+    is used, since `threading.Event` may deadlock when a handler sets it while its thread waits.
+    """
+
+    def __init__(self) -> None:
+        self._notes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._asked = False
+
+    def install(self) -> None:
+        """Take the two signals."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._on_signal)
+
+    def wait(self) -> signal.Signals:
+        """Block until the first signal; at once if it has already come."""
+        return signal.Signals(self._notes.get())
+
+    def _on_signal(self, signum: int, _: FrameType | None) -> None:
+        if self._asked:
+            os._exit(128 + signum)
+        self._asked = True
+        self._notes.put(signum)
+
+
+def _run(path: str | None, signals: StopSignals) -> int:
+    bus = threatbus.start(config.load(path))
+    # What lives now lives until the end: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    notify("READY=1")
+    _announce(bus)
+    caught = signals.wait()
+    logger.info("%s: stopping", caught.name)
+    notify("STOPPING=1")
+    bus.stop()
+    return OK
+
+
+def _raise_file_limit() -> None:
+    """Allow as many connections as the system lets this user have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _announce(bus: ThreatBus) -> None:
+    checked = bus._checked
+    apps, backbones = ", ".join(checked.apps) or "none", ", ".join(checked.backbones)
+    logger.info("running: backbones %s; apps %s", backbones, apps)
+    if not sys.stdout.isatty():
+        return
+    lines = [f"Threat Bus is running with backbones {backbones}; apps {apps}. Ctrl-C stops it."]
+    zmq = checked.apps.get("zmq")
+    if zmq is not None:
+        lines += _how_to_try(zmq)
+    with contextlib.suppress(OSError):
+        sys.stdout.write("\n".join(map(printable, lines)) + "\n")
+        sys.stdout.flush()
+
+
+def _how_to_try(zmq: Any) -> list[str]:
+    """Tell a person at a terminal what to do next."""
+    # To a bus on all addresses one connects by any of them.
+    host = "127.0.0.1" if zmq.host in ("*", "0.0.0.0", "localhost") else zmq.host
+    endpoint = Endpoint(host, zmq.manage)
+    option = "" if endpoint == Endpoint("127.0.0.1", DEFAULT_PORT) else f" --endpoint {endpoint}"
+    example = Path("examples/indicators.json")
+    return [
+        f"Apps subscribe at {endpoint}, receive from port {zmq.pub}, publish to port {zmq.sub}.",
+        "Try, in other terminals:",
+        f"  threatbus tail{option}",
+        f"  threatbus publish{option} {example if example.is_file() else 'FILE'}",
+    ]
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process whatever a plugin has left behind.
+
+    A thread that is no daemon, or the feeder of a multiprocessing queue that nobody reads, would
+    hold the interpreter's own way out for ever. Everything of the bus is down by now.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)

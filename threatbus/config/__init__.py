@@ -1,0 +1,93 @@
+"""The configuration: where it comes from, what may stand in it, and what is wrong with it.
+
+::
+
+    load()  ──  config.yaml + environment (+ .env)  ──▶  Source ──┐
+                a Dynaconf object that an embedder built  ────────┼──▶ read() ──▶ Checked
+                a plain mapping  ─────────────────────────────────┘              or InvalidConfig
+
+The YAML file and the variables are read here, not by Dynaconf, for three reasons: in the file a
+password may begin with ``@`` and must not be run as one of Dynaconf's tokens; the text of a
+variable is needed as it was written (``0123`` may be a password or a port, only the schema
+knows); and a daemon whose plugins all have schemas never pays for the import (170 ms, 12 MiB).
+Dynaconf is imported for plugins that still check their section with its validators, and for a
+``.env`` file, which it parses.
+
+The rooms; each imports only from those above it:
+
+============  ==========================================================================
+types         types for schemas, with the words for what they allow
+core          the schema of everything outside the plugins' sections, with its defaults
+values        what stands there before a schema has seen it: keys, nulls, text of variables
+annotations   what a schema's field takes
+wording       what messages say: what was found, what is allowed, what was probably meant
+scalars       numbers, booleans and text, in quotes or not
+check         a section against its schema, every error at once
+environment   which variables are settings, and their way over the file
+yaml12        text of a file to a mapping
+source        which file is read, ``.env``, `load`
+dynaconfs     Dynaconf objects, made and read
+validators    Dynaconf validators of old plugins
+sections      which plugins are configured, and those that are not installed
+whole         `read`: all of it together, and what plugins are handed
+============  ==========================================================================
+"""
+
+from threatbus.config.check import check_section
+from threatbus.config.core import (
+    CoreConfig,
+    LoggingConfig,
+    PluginsConfig,
+    QueuesConfig,
+    RejectedConfig,
+    default_state_directory,
+)
+from threatbus.config.environment import PREFIX
+from threatbus.config.sections import PluginInfo
+from threatbus.config.source import Source, load
+from threatbus.config.types import (
+    ByteSize,
+    Host,
+    LogFormat,
+    Overflow,
+    Port,
+    PositiveInt,
+    Ratio,
+    Seconds,
+    Text,
+    Verbosity,
+)
+from threatbus.config.values import EnvText
+from threatbus.config.whole import Checked, Section, read
+from threatbus.config.wording import describe, is_secret, nearest
+
+__all__ = [
+    "PREFIX",
+    "ByteSize",
+    "Checked",
+    "CoreConfig",
+    "EnvText",
+    "Host",
+    "LogFormat",
+    "LoggingConfig",
+    "Overflow",
+    "PluginInfo",
+    "PluginsConfig",
+    "Port",
+    "PositiveInt",
+    "QueuesConfig",
+    "Ratio",
+    "RejectedConfig",
+    "Seconds",
+    "Section",
+    "Source",
+    "Text",
+    "Verbosity",
+    "check_section",
+    "default_state_directory",
+    "describe",
+    "is_secret",
+    "load",
+    "nearest",
+    "read",
+]

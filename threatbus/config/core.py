@@ -1,0 +1,82 @@
+"""The core's own schema: every key outside the plugins' sections, with its default."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from threatbus.config.types import (
+    ByteSize,
+    LogFormat,
+    Overflow,
+    PositiveInt,
+    Seconds,
+    Text,
+    Verbosity,
+)
+
+MIB: Final = 1024 * 1024
+
+
+def default_state_directory() -> str:
+    """Where state is kept: systemd's directory, else the user's own, else /var/lib/threatbus."""
+    # systemd separates several directories by colons; the first is the unit's main one.
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return given.split(":")[0]
+    if base := os.environ.get("XDG_STATE_HOME"):
+        return str(Path(base) / "threatbus")
+    try:
+        return str(Path.home() / ".local" / "state" / "threatbus")
+    except RuntimeError:  # a container's user need not have a home
+        return "/var/lib/threatbus"
+
+
+class LoggingConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section `logging`."""
+
+    console: bool = True
+    console_verbosity: Verbosity = "INFO"
+    console_format: LogFormat = "text"
+    file: bool = False
+    file_verbosity: Verbosity = "INFO"
+    file_format: LogFormat = "text"
+    filename: Text = "threatbus.log"
+
+
+class PluginsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section `plugins`: names of plugins and their sections, as yet unchecked."""
+
+    apps: dict[str, Any] = {}
+    backbones: dict[str, Any] = {}
+
+
+class QueuesConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section `queues`: bounds of inq and of each outq, and what a full outq does."""
+
+    outq_messages: PositiveInt = 1_000_000
+    outq_bytes: ByteSize = 256 * MIB
+    inq_messages: PositiveInt = 100_000
+    inq_bytes: ByteSize = 256 * MIB
+    overflow: Overflow = "disconnect"
+
+
+class RejectedConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section `rejected`: bounds of the store of messages that the border did not let in."""
+
+    messages: PositiveInt = 1000
+    bytes: ByteSize = 16 * MIB
+
+
+class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything at the top level of the configuration."""
+
+    logging: LoggingConfig = LoggingConfig()
+    plugins: PluginsConfig = msgspec.field(default_factory=PluginsConfig)
+    queues: QueuesConfig = QueuesConfig()
+    rejected: RejectedConfig = RejectedConfig()
+    snapshot_timeout: Seconds = 300.0
+    drain_timeout: Seconds = 10.0
+    state_directory: Text = msgspec.field(default_factory=default_state_directory)
