@@ -143,20 +143,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default 5)")
     parser.add_argument("--only", choices=["throughput", "latency", "backlog", "rest"])
     options = parser.parse_args()
-    parts: dict[str, Callable[[], None]] = {
-        "throughput": lambda: (
-            throughput(1, 300_000, options.rounds, 0.5),
-            throughput(10, 50_000, options.rounds, 0.75),
-        )[0],
-        "latency": lambda: (
-            latency(200, 1000, min(options.rounds, 3)),
-            latency(5000, 25_000, min(options.rounds, 3)),
-        )[0],
-        "backlog": lambda: backlog(1_000_000),
-        "rest": lambda: at_rest(5),
-    }
+    rounds = options.rounds
+    parts: list[tuple[str, Callable[[], None]]] = [
+        ("throughput", lambda: throughput(1, 300_000, rounds, 0.5)),
+        ("throughput", lambda: throughput(10, 50_000, rounds, 0.75)),
+        ("latency", lambda: latency(200, 1000, min(rounds, 3))),
+        ("latency", lambda: latency(5000, 25_000, min(rounds, 3))),
+        ("backlog", lambda: backlog(1_000_000)),
+        ("rest", lambda: at_rest(5)),
+    ]
     _row("", "threatbus", "forwarder", "ratio", "goal")
-    for name, measure in parts.items():
+    for name, measure in parts:
         if options.only in (None, name):
             measure()
 

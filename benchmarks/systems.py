@@ -135,7 +135,7 @@ def bus(subscribers: int, *, queues: str = "{}", zmq_keys: str = "") -> Iterator
             "  backbones: {inmem: }\n"
             f"  apps: {{zmq: {{manage: {manage}, pub: {pub}, sub: {sub}{zmq_keys}}}}}\n"
         )
-        command = [Path(sys.executable).with_name("threatbus"), "-c", config]
+        command = [str(Path(sys.executable).with_name("threatbus")), "-c", str(config)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             endpoint = f"tcp://127.0.0.1:{manage}"

@@ -273,7 +273,6 @@ class Endpoint(StoppableWorker):
             self._poller.register(socket, zmq.POLLIN)
         elif socket is not None:
             self._poller.unregister(socket)
-        self.receiver.pause(not wanted)
         self._reading = wanted
 
     def _serve_requests(self) -> None:

@@ -27,6 +27,8 @@ logger = logging.getLogger("threatbus.zmq.publisher")
 
 #: Bytes of the kernel's send buffer; few, for the same reason.
 SEND_BUFFER_BYTES: Final = 128 * 1024
+#: Messages that a pipe takes at least, however large they are.
+LEAST_IN_PIPE: Final = 8
 #: Messages that one turn of the loop sends to one subscriber, and to all of them, about.
 BATCH: Final = 500
 TURN: Final = 10_000
@@ -188,7 +190,7 @@ class Publisher:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.XPUB_MANUAL, 1)
             socket.setsockopt(zmq.XPUB_NODROP, 1)
-            self._limit = PipeLimit(socket, zmq.SNDHWM)
+            self._limit = PipeLimit(socket, zmq.SNDHWM, LEAST_IN_PIPE)
             socket.setsockopt(zmq.SNDBUF, SEND_BUFFER_BYTES)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_UPSTREAM_BYTES)
             _find_vanished_peers(socket)
