@@ -152,6 +152,10 @@ class App:
         """Give the publisher's side of this subscription."""
         return self.bus.endpoint.publisher._deliveries[self.p2p]
 
+    def receives_nothing(self) -> bool:
+        """Say whether nothing is there to be received right now."""
+        return self.sub is not None and not self.sub.poll(0)
+
     def receive(self, timeout: float = SOON) -> bytes:
         """Give the next frame."""
         assert self.sub is not None
