@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 import threatbus.logger as bus_logging
 from threatbus import config as bus_config
 from threatbus import plugins
@@ -252,7 +254,9 @@ class ThreatBus:
         self, checked: bus_config.Checked, apps: Sequence[Plugin], backbones: Sequence[Plugin]
     ):
         core = checked.core
-        self._checked = checked
+        self.checked = checked
+        # Plugins of the old kind read it by item as well as by attribute.
+        self._plain_logging = bus_config.Section(msgspec.to_builtins(core.logging))
         self._backbones = list(backbones)
         self._apps = list(apps)
         self._drain_timeout = core.drain_timeout
@@ -309,10 +313,10 @@ class ThreatBus:
             inq = self._inqs[backbone.name]
             if not plugins.start(
                 backbone,
-                config=self._checked.plain_backbones,
-                logging=self._checked.core.logging,
+                config=self.checked.plain_backbones,
+                logging=self._plain_logging,
                 inq=inq,
-                services=self._services(self._checked.backbones.get(backbone.name)),
+                services=self._services(self.checked.backbones.get(backbone.name)),
             ):
                 self._failed.append(backbone.name)
                 self._backbones.remove(backbone)
@@ -332,12 +336,12 @@ class ThreatBus:
         for app in list(self._apps):
             if plugins.start(
                 app,
-                config=self._checked.plain_apps,
-                logging=self._checked.core.logging,
+                config=self.checked.plain_apps,
+                logging=self._plain_logging,
                 inq=self.intake,
                 subscribe_callback=partial(self._subscribe, app.has("drain")),
                 unsubscribe_callback=self.unsubscribe,
-                services=self._services(self._checked.apps.get(app.name)),
+                services=self._services(self.checked.apps.get(app.name)),
             ):
                 started.append(app)
             else:
@@ -345,12 +349,12 @@ class ThreatBus:
                 self._apps.remove(app)
 
     def _services(self, section: Any) -> Services:
-        queues = self._checked.core.queues
+        queues = self.checked.core.queues
         return Services(
             section=section,
             border=self._border,
             rejects=self.rejects,
-            state_directory=Path(self._checked.core.state_directory),
+            state_directory=Path(self.checked.core.state_directory),
             outq_bounds=Bounds(queues.outq_messages, queues.outq_bytes),
             overflow=OverflowPolicy(queues.overflow),
             gate=self._gate,

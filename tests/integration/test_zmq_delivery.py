@@ -524,7 +524,7 @@ def test_a_loop_that_crashes_starts_again_and_nothing_queued_is_lost(
     late.connect()
     assert late.receive_until(999) == list(range(1000))
     # The others' sockets connect again by themselves; ZeroMQ subscribes again when they are used.
-    eventually(lambda: publisher.receives_nothing() and publisher.delivery().connected)
+    eventually(lambda: publisher.is_in_use() and publisher.delivery().connected)
 
     def is_taken() -> bool:
         # A PUB says nothing of when it is connected again, and drops what comes before.

@@ -152,9 +152,9 @@ class App:
         """Give the publisher's side of this subscription."""
         return self.bus.endpoint.publisher._deliveries[self.p2p]
 
-    def receives_nothing(self) -> bool:
-        """Say whether nothing is there to be received right now."""
-        return self.sub is not None and not self.sub.poll(0)
+    def is_in_use(self) -> bool:
+        """Let ZeroMQ do what it does whenever an app looks for messages; True if there is a SUB."""
+        return self.sub is not None and self.sub.poll(0) >= 0
 
     def receive(self, timeout: float = SOON) -> bytes:
         """Give the next frame."""

@@ -109,32 +109,33 @@ def _raise_file_limit() -> None:
 
 
 def _announce(bus: ThreatBus) -> None:
-    checked = bus._checked
+    """Say what runs, and to a person who started it also how to try it."""
+    checked = bus.checked
     apps, backbones = ", ".join(checked.apps) or "none", ", ".join(checked.backbones)
     logger.info("running: backbones %s; apps %s", backbones, apps)
-    if not sys.stdout.isatty():
-        return
-    lines = [f"Threat Bus is running with backbones {backbones}; apps {apps}. Ctrl-C stops it."]
     zmq = checked.apps.get("zmq")
-    if zmq is not None:
-        lines += _how_to_try(zmq)
+    # A service manager reads the log, and tries nothing.
+    if zmq is None or "NOTIFY_SOCKET" in os.environ:
+        return
     with contextlib.suppress(OSError):
-        sys.stdout.write("\n".join(map(printable, lines)) + "\n")
+        sys.stdout.write("\n".join(map(printable, _how_to_try(zmq))) + "\n")
         sys.stdout.flush()
 
 
 def _how_to_try(zmq: Any) -> list[str]:
-    """Tell a person at a terminal what to do next."""
+    """Tell a person what to do next, in words that can be pasted."""
     # To a bus on all addresses one connects by any of them.
     host = "127.0.0.1" if zmq.host in ("*", "0.0.0.0", "localhost") else zmq.host
     endpoint = Endpoint(host, zmq.manage)
     option = "" if endpoint == Endpoint("127.0.0.1", DEFAULT_PORT) else f" --endpoint {endpoint}"
     example = Path("examples/indicators.json")
+    command = sys.argv[0] if Path(sys.argv[0]).name == "threatbus" else "threatbus"
     return [
         f"Apps subscribe at {endpoint}, receive from port {zmq.pub}, publish to port {zmq.sub}.",
         "Try, in other terminals:",
-        f"  threatbus tail{option}",
-        f"  threatbus publish{option} {example if example.is_file() else 'FILE'}",
+        f"  {command} tail{option}",
+        f"  {command} publish{option} {example if example.is_file() else 'FILE'}",
+        "Ctrl-C stops the bus.",
     ]
 
 
