@@ -327,6 +327,10 @@ class Proxy:
                 return
             number = len(self._ends)
             self._ends += (near, far)
+            # What is under way in a proxy comes on top of what the bus reckons with.
+            for end in (near, far):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
             for pair in ((near, far), (far, near)):
                 threading.Thread(target=self._pass_on, args=(number, *pair), daemon=True).start()
 
