@@ -49,8 +49,8 @@ class RejectedMessage:
         """Give the JSON line of the store."""
         fields: dict[str, object] = {
             "time": self.time.isoformat(),
-            "origin": _encodable(self.origin),
-            "reason": _encodable(self.reason),
+            "origin": self.origin,
+            "reason": self.reason,
             "size": self.size,
         }
         try:
@@ -113,6 +113,7 @@ class RejectStore(StoppableWorker):
 
     def add(self, origin: str, reason: str, data: bytes) -> None:
         """Count, log and keep one message that came in by the door `origin`. Never blocks."""
+        origin, reason = _encodable(origin), _encodable(reason)
         kept = RejectedMessage(datetime.now(UTC), origin, reason, len(data), data[:MAX_KEPT_BYTES])
         # What follows the colon quotes the message; it would make every count a 1.
         kind = reason.partition(":")[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from helpers.buses import Buses
-from zmq_helpers import Apps
+from zmq_helpers import App, Apps, ZmqBus
 
 
 @pytest.fixture
@@ -15,3 +15,21 @@ def zmq_apps(start_bus: Buses) -> Iterator[Apps]:
     apps = Apps(start_bus)
     yield apps
     apps.close()
+
+
+@pytest.fixture
+def bus(zmq_apps: Apps) -> ZmqBus:
+    """Give a bus with a ZeroMQ endpoint."""
+    return zmq_apps.bus()
+
+
+@pytest.fixture
+def app(zmq_apps: Apps, bus: ZmqBus) -> App:
+    """Give an app of `bus`."""
+    return zmq_apps.app(bus)
+
+
+@pytest.fixture
+def publisher(zmq_apps: Apps, bus: ZmqBus) -> App:
+    """Give another app of `bus`."""
+    return zmq_apps.app(bus)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import json
@@ -19,22 +18,6 @@ from zmq_helpers import App, Apps, ZmqBus, descriptors, number_of, numbered, pro
 
 from threatbus.data import MessageType
 from threatbus.queues import MESSAGE_OVERHEAD_BYTES
-
-
-@pytest.fixture
-def bus(zmq_apps: Apps) -> ZmqBus:
-    return zmq_apps.bus()
-
-
-@pytest.fixture
-def app(zmq_apps: Apps, bus: ZmqBus) -> App:
-    return zmq_apps.app(bus)
-
-
-@pytest.fixture
-def publisher(zmq_apps: Apps, bus: ZmqBus) -> App:
-    return zmq_apps.app(bus)
-
 
 # The frames.
 
