@@ -14,9 +14,9 @@ import pytest
 import zmq
 from helpers.documents import encode, indicator, indicator_bytes, sighting_bytes
 from helpers.waiting import SCALE, SOON, eventually
+from threatbus_zmq.pipes import PIPE_BYTES
 from zmq_helpers import App, Apps, ZmqBus, descriptors, number_of, numbered, proxy
 
-from threatbus.data import MessageType
 from threatbus.queues import MESSAGE_OVERHEAD_BYTES
 
 # The frames.
@@ -232,6 +232,39 @@ def drained(sub: zmq.Socket[bytes], limit: int) -> int:
         except zmq.Again:
             return count
     return limit
+
+
+def test_large_and_small_messages_in_turn_keep_flowing(
+    zmq_apps: Apps, bus: ZmqBus, publisher: App
+) -> None:
+    # A mark that is adapted to the size makes both ends of a pipe wait for each other.
+    app = zmq_apps.app(bus).subscribe("stix2").connect().connected()
+    number = 0
+    for small, large in ((700, 3), (130, 1), (501, 12), (999, 8), (64, 20), (1, 1)):
+        publisher.publish_numbered(number, small)
+        number += small
+        assert app.receive_until(number - 1)[-1] == number - 1
+        for _ in range(large):
+            document = numbered(number).replace(b"xxx", b"x" * 1_000_000, 1)
+            publisher.publish("stix2/indicator", document)
+            number += 1
+        assert app.receive_until(number - 1)[-1] == number - 1
+    assert app.delivery().sent == number
+
+
+def test_a_reader_that_stalls_keeps_few_large_messages_in_memory(
+    zmq_apps: Apps, bus: ZmqBus, publisher: App
+) -> None:
+    app = zmq_apps.app(bus, rcvhwm=1).subscribe("stix2").connect().connected()
+    document = indicator_bytes(name="1", description="x" * 1_000_000)
+    for _ in range(150):
+        publisher.publish("stix2/indicator", document)
+    bus.accepted(150)
+    delivery = app.delivery()
+    eventually(lambda: delivery.retry_delay > 0.04, what="it has stalled")
+    # Of what has left the outq, the rest is in kernel buffers and with the reader.
+    assert delivery.sent * len(document) < PIPE_BYTES + 16 * 1024 * 1024
+    assert len(app.receive_all(150)) == 150
 
 
 # Subscribers that are gone.
@@ -612,7 +645,3 @@ def test_a_message_that_waits_costs_its_bytes_and_little_more(bus: ZmqBus, app: 
     gc.collect()
     stats = app.delivery().outq.stats()
     assert stats.bytes == 1000 * MESSAGE_OVERHEAD_BYTES + sum(len(numbered(n)) for n in range(1000))
-
-
-def test_snapshot_messages_have_types_of_their_own() -> None:
-    assert {kind.value for kind in MessageType} == {1, 2}

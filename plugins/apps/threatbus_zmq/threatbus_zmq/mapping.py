@@ -44,6 +44,7 @@ MAX_TOPIC_LENGTH: Final = 1024
 MAX_NAME_LENGTH: Final = 100
 
 _STIX_TOPIC: Final = b"stix2"
+_STIX_PREFIX: Final = b"stix2/"
 _ENVELOPE_TOPIC: Final = SNAPSHOT_ENVELOPE.encode()
 
 
@@ -173,7 +174,7 @@ class FrameReader:
     def recognise(self, frame: bytes) -> Message | None:
         """Give the message in `frame` if it certainly is an ordinary STIX object."""
         topic, _, data = frame.partition(b" ")
-        if topic[:5] != _STIX_TOPIC:
+        if topic[:6] != _STIX_PREFIX and topic != _STIX_TOPIC:
             return None
         kind = self._recognise(data)
         return None if kind is None else Message(kind, data)
@@ -185,7 +186,7 @@ class FrameReader:
             return [], [("no blank between topic and document", frame)]
         if topic == _ENVELOPE_TOPIC:
             return self._collect([data], self._envelope, frame)
-        if topic != _STIX_TOPIC and not topic.startswith(_STIX_TOPIC + b"/"):
+        if topic[:6] != _STIX_PREFIX and topic != _STIX_TOPIC:
             shown = topic[:60].decode(errors="backslashreplace")
             return [], [(f"topic that nobody publishes to: {shown!r}", frame)]
         try:

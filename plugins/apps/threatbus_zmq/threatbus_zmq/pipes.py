@@ -1,44 +1,63 @@
-"""Bounds on what ZeroMQ itself holds in memory for one connection."""
+"""Bounds on what ZeroMQ itself holds in memory for one connection.
+
+Its high-water marks count messages, however large they are, and must not be changed while
+connections stand: each end of a pipe hears of the other's progress only every half a mark, so
+that after a change both can wait for ever. Hence fixed marks, and a look at the kernel's buffer
+before large messages are sent.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import struct
+import termios
+from collections.abc import Iterable
 from typing import Final
 
-import zmq
+from threatbus_zmq.connections import Connection, stands
 
-#: Bytes that the pipe of one connection may hold, about.
+#: Messages that the pipe to one subscriber may hold.
+SEND_MARK: Final = 1000
+#: Messages that the pipe from one publisher may hold: few, since each may be as large as a frame
+#: can be, and TCP holds up the publisher as soon as it is full.
+RECEIVE_MARK: Final = 100
+#: Bytes that the pipe to one subscriber may hold, but for the batch that exceeds them.
 PIPE_BYTES: Final = 8 * 1024 * 1024
-#: The high-water mark for ordinary messages.
-MOST_MESSAGES: Final = 1000
+#: Bytes of the kernel's send buffer; few, as what is in it is lost when a connection breaks.
+SEND_BUFFER_BYTES: Final = 128 * 1024
 
 
-class PipeLimit:
-    """Adapts a socket's high-water mark, which counts messages, to how large they are.
+class Outflow:
+    """Bounds the bytes in the pipe to one subscriber. Belongs to the loop.
 
-    `option` is ``zmq.SNDHWM`` or ``zmq.RCVHWM``; libzmq applies it to existing connections too.
-    Belongs to the thread that uses the socket. The mark is never lowered below `least`.
-
-    The mark of a receiving socket is only ever lowered. A writer that met a full pipe waits for
-    word from the reader, which gives it after every half a mark of messages: were the mark raised
-    meanwhile, the rest of the pipe could be less than that, and the writer would wait for ever.
-    A sending socket is safe, since here the writer never writes into a full pipe.
+    ZeroMQ does not tell how full a pipe is, but it fills the kernel's buffer from it whenever
+    there is room. So when that is not full, the pipe is empty.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], option: int, least: int) -> None:
-        self._socket = socket
-        self._option = option
-        self._least = least
-        self._may_rise = option == zmq.SNDHWM
-        # The high-water mark that is set: no pipe holds more messages than that after a send.
-        self.mark = 0
-        self._set(MOST_MESSAGES)
+    def __init__(self) -> None:
+        # Bytes of large messages sent since the pipe was last seen empty.
+        self._unseen = 0
 
-    def note(self, messages: int, size: int) -> None:
-        """Adapt to a batch of `messages` with `size` bytes in all."""
-        wanted = max(self._least, min(MOST_MESSAGES, PIPE_BYTES * messages // (size or 1)))
-        if wanted < self.mark or (self._may_rise and wanted >= 2 * self.mark):
-            self._set(wanted)
+    def admits(self, messages: int, size: int, connections: Iterable[Connection | None]) -> bool:
+        """Say whether `messages` with `size` bytes in all may be sent over `connections` now."""
+        if size <= messages * (PIPE_BYTES // SEND_MARK):
+            # The mark bounds them.
+            return True
+        if self._unseen >= PIPE_BYTES:
+            if not all(map(_has_room, connections)):
+                return False
+            self._unseen = 0
+        self._unseen += size
+        return True
 
-    def _set(self, mark: int) -> None:
-        self._socket.setsockopt(self._option, mark)
-        self.mark = mark
+
+def _has_room(connection: Connection | None) -> bool:
+    """Say whether the kernel's send buffer is half empty; True for a connection that is gone."""
+    if connection is None or not stands(connection):
+        return True
+    try:
+        answer = fcntl.ioctl(connection.descriptor, termios.TIOCOUTQ, b"\0" * 4)
+    except OSError:
+        return True
+    (unsent,) = struct.unpack("i", answer)
+    return bool(unsent < SEND_BUFFER_BYTES // 2)

@@ -21,19 +21,15 @@ from threatbus.messages import Message
 from threatbus.queues import MessageQueue, size_of
 from threatbus_zmq import mapping
 from threatbus_zmq.connections import Connection, hang_up, source_of, stands
-from threatbus_zmq.pipes import MOST_MESSAGES, PipeLimit
+from threatbus_zmq.pipes import PIPE_BYTES, SEND_BUFFER_BYTES, SEND_MARK, Outflow
 
 logger = logging.getLogger("threatbus.zmq.publisher")
 
-#: Bytes of the kernel's send buffer; few, for the same reason.
-SEND_BUFFER_BYTES: Final = 128 * 1024
-#: Messages that a pipe takes at least, however large they are.
-LEAST_IN_PIPE: Final = 8
 #: Messages that one turn of the loop sends to one subscriber, and to all of them, about.
 BATCH: Final = 500
 TURN: Final = 10_000
 #: Bytes that may be under way between the pipe and the app: kernel buffers at both ends, of
-#: which Linux lets the receiving one grow to 6 MiB.
+#: which Linux lets the receiving one grow to 6 MiB. A proxy in between is not reckoned with.
 UNDER_WAY_BYTES: Final = 8 * 1024 * 1024
 #: Bytes that the window of one subscriber may hold in any case.
 MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024
@@ -60,9 +56,9 @@ MAX_WAITING: Final = 50_000_000
 class Window:
     """What was last handed to the socket for one subscriber, in case its connection breaks.
 
-    Holds what can be in the pipe and in kernel buffers: as many of the newest messages as the
-    pipe takes, and `UNDER_WAY_BYTES`, besides the newest batch, which may have met no pipe at
-    all. Only `MAX_WINDOW_BYTES` can make it hold less; what it then cannot cover is counted.
+    Holds what can be in the pipe and in kernel buffers, besides the newest batch, which may have
+    met no pipe at all. Only `MAX_WINDOW_BYTES` can make it hold less; what it then cannot cover
+    is counted.
     """
 
     def __init__(self) -> None:
@@ -70,27 +66,30 @@ class Window:
         self._batches: deque[tuple[list[Message], int]] = deque()
         self._messages = 0
         self._bytes = 0
-        # Messages ever added, and how many of those had been added when a hot one was let go.
+        # Messages ever added, and how many of those had been added when one was let go that may
+        # not have arrived.
         self._added = 0
         self._let_go_hot = 0
-        # How many of the newest may not have left: those in the pipe, and the newest batch.
+        # How many of the newest may be in the pipe, or be the batch that met none.
         self._hot = 0
 
-    def add(self, batch: list[Message], size: int, in_pipe: int) -> None:
-        """Remember `batch`, just sent to a pipe that takes `in_pipe` messages; `size_of` it.
-
-        Lets go of what surely has arrived: a send that succeeds shows how full a pipe can be.
-        """
+    def add(self, batch: list[Message], size: int) -> None:
+        """Remember `batch`, of `size` bytes, just sent; let go of what surely has arrived."""
         self._batches.append((batch, size))
         self._messages += len(batch)
         self._bytes += size
         self._added += len(batch)
-        self._hot = in_pipe + len(batch)
+        self._hot = SEND_MARK + len(batch)
         while len(self._batches) > 1:
             oldest, oldest_size = self._batches[0]
             rest_messages = self._messages - len(oldest)
             rest_bytes = self._bytes - oldest_size
-            arrived = rest_messages >= self._hot and rest_bytes - size >= UNDER_WAY_BYTES
+            # The pipe is bounded in messages and in bytes; the batch that exceeds the latter
+            # and the newest one come on top.
+            older_bytes = rest_bytes - size
+            arrived = older_bytes >= UNDER_WAY_BYTES + 2 * PIPE_BYTES or (
+                older_bytes >= UNDER_WAY_BYTES and rest_messages >= self._hot
+            )
             if not arrived:
                 if self._bytes <= MAX_WINDOW_BYTES:
                     return
@@ -130,6 +129,7 @@ class Delivery:
         self.retry_delay = FIRST_RETRY_SECS
         # Since when the pipe has taken nothing; None while it does.
         self.stalled_since: float | None = None
+        self.outflow = Outflow()
         # Messages sent, sent again after a reconnect, and possibly lost at one.
         self.sent = 0
         self.sent_again = 0
@@ -173,7 +173,6 @@ class Publisher:
         self._round: deque[Delivery] = deque()
         self.socket: zmq.Socket[bytes] | None = None
         self._send: Callable[..., object] = _not_connected
-        self._limit: PipeLimit | None = None
         # Whether ZeroMQ knows which connection the next subscription comes from, see admit().
         self._aligned = True
         # Bytes of prefixes with no issued topic, by the connection that named them.
@@ -190,7 +189,7 @@ class Publisher:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.XPUB_MANUAL, 1)
             socket.setsockopt(zmq.XPUB_NODROP, 1)
-            self._limit = PipeLimit(socket, zmq.SNDHWM, LEAST_IN_PIPE)
+            socket.setsockopt(zmq.SNDHWM, SEND_MARK)
             socket.setsockopt(zmq.SNDBUF, SEND_BUFFER_BYTES)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_UPSTREAM_BYTES)
             _find_vanished_peers(socket)
@@ -209,7 +208,6 @@ class Publisher:
             return
         self.socket.close(linger_ms)
         self.socket = None
-        self._limit = None
         self._send = _not_connected
         self._aligned = True
         for delivery in self._deliveries.values():
@@ -367,6 +365,7 @@ class Publisher:
         elif first:
             logger.debug("%s is connected", delivery.name)
         delivery.was_connected = True
+        delivery.outflow = Outflow()
         # Who names one type may name another with its next frame; what comes in between would
         # be filtered away.
         whole = len(prefix) == mapping.P2P_LENGTH
@@ -437,8 +436,9 @@ class Publisher:
         # There until it is sent, so that nothing taken is forgotten whatever happens here.
         pending.appendleft(batch)
         size = size_of(batch)
-        if self._limit is not None:
-            self._limit.note(len(batch), size)
+        if not delivery.outflow.admits(len(batch), size, (c for _, c in delivery.subscribed)):
+            _stall(delivery, now)
+            return 0
         send, heads = self._send, delivery.heads
         sent = 0
         try:
@@ -446,17 +446,14 @@ class Publisher:
                 send(heads[message.topic] + message.data, zmq.NOBLOCK)
                 sent += 1
         except zmq.Again:
-            delivery.retry_at = now + delivery.retry_delay
-            delivery.retry_delay = min(delivery.retry_delay * 2, MAX_RETRY_SECS)
-            if not sent:
-                _note_stall(delivery, now)
+            _stall(delivery, now)
         pending.popleft()
         if sent < len(batch):
             pending.appendleft(batch[sent:])
             batch = batch[:sent]
             size = size_of(batch)
         if sent:
-            delivery.window.add(batch, size, self._limit.mark if self._limit else MOST_MESSAGES)
+            delivery.window.add(batch, size)
             delivery.sent += sent
             delivery.retry_delay = FIRST_RETRY_SECS
             delivery.stalled_since = None
@@ -465,11 +462,13 @@ class Publisher:
         return sent
 
 
-def _note_stall(delivery: Delivery, now: float) -> None:
-    """Cut off old connections of a subscriber if they may be what does not take its messages.
+def _stall(delivery: Delivery, now: float) -> None:
+    """Try again later; cut off old connections if they may be what takes no messages.
 
     The peer of an old one may have vanished, and the new one must not wait until that is certain.
     """
+    delivery.retry_at = now + delivery.retry_delay
+    delivery.retry_delay = min(delivery.retry_delay * 2, MAX_RETRY_SECS)
     if delivery.stalled_since is None:
         delivery.stalled_since = now
     elif now - delivery.stalled_since > HALF_OPEN_SECS:

@@ -24,16 +24,13 @@ from threatbus.rejects import RejectStore
 from threatbus.workers import StoppableWorker
 from threatbus_zmq.mapping import FrameReader
 from threatbus_zmq.monitor import Monitor
-from threatbus_zmq.pipes import PipeLimit
+from threatbus_zmq.pipes import RECEIVE_MARK
 
 logger = logging.getLogger("threatbus.zmq.receiver")
 
 ORIGIN: Final = "zmq sub"
 #: Frames that one turn of the loop reads.
 BATCH: Final = 500
-#: Frames that ZeroMQ holds for each publisher at least, however large they are: with fewer the
-#: rate suffers, and the mark does not rise again.
-LEAST_WAITING: Final = 100
 #: Bytes after which a turn ends, so that it stays short with large frames, too.
 BATCH_BYTES: Final = 1024 * 1024
 
@@ -117,7 +114,6 @@ class Receiver:
         self.socket: zmq.Socket[bytes] | None = None
         self.monitor: Monitor | None = None
         self._max_message_size = 0
-        self._limit: PipeLimit | None = None
 
     def bind(
         self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_message_size: int
@@ -129,7 +125,7 @@ class Receiver:
             socket.setsockopt(zmq.MAXMSGSIZE, max_message_size)
             # Everything: what is published to a topic that nobody has is to be seen and rejected.
             socket.setsockopt(zmq.SUBSCRIBE, b"")
-            self._limit = PipeLimit(socket, zmq.RCVHWM, LEAST_WAITING)
+            socket.setsockopt(zmq.RCVHWM, RECEIVE_MARK)
             monitor = Monitor(socket, self._on_cut)
         except zmq.ZMQError:
             socket.close(0)
@@ -176,8 +172,6 @@ class Receiver:
             unsure.append(frame)
         if not frames:
             return 0
-        if self._limit is not None:
-            self._limit.note(frames, size)
         if messages:
             self._put(messages)
         if unsure:
@@ -191,7 +185,6 @@ class Receiver:
         if self.socket is not None:
             self.socket.close(0)
         self.socket = self.monitor = None
-        self._limit = None
         self._recv = _nothing
 
     def _on_cut(self, host: str) -> None:
