@@ -286,10 +286,13 @@ def test_a_foreign_queue_that_is_not_read_fills_and_then_the_outq_follows_its_po
     foreign: queue.Queue[Any] = queue.Queue(3)
     feeding = Feeding(foreign, Bounds(5))
     eventually(lambda: feeding.outq._getters)
-    for message in indicators(1000):
-        feeding.outq.put_many([message])
-    eventually(foreign.full)
-    assert feeding.outq.qsize() == 5
+
+    def is_full() -> bool:
+        # The feeder takes a batch in hand before it meets the full queue.
+        feeding.outq.put_many(indicators(10))
+        return foreign.full() and feeding.outq.qsize() == 5
+
+    eventually(is_full)
     assert feeding.feeder.waiting >= 8
     feeding.feeder.stop()
     finished(feeding.feeder)
