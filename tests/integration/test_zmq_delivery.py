@@ -411,7 +411,7 @@ def test_what_is_no_subscription_cannot_turn_anothers_traffic_to_its_sender(
 def received(sub: zmq.Socket[bytes], count: int) -> list[bytes]:
     frames = []
     for _ in range(count):
-        assert sub.poll(SOON * 1000)
+        assert sub.poll(int(SOON * 1000))
         frames.append(sub.recv())
     return frames
 

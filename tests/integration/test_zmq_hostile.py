@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import socket
+import time
+from typing import Any
 
 import pytest
 import zmq
-from helpers.documents import indicator_bytes
-from helpers.waiting import eventually
-from zmq_helpers import App, ZmqBus
+from helpers.documents import encode, indicator, indicator_bytes
+from helpers.waiting import SCALE, SOON, eventually
+from zmq_helpers import App, Apps, ZmqBus, numbered, rss_bytes
 
 GARBAGE = {
     "random bytes": random.Random(7).randbytes(2000),
@@ -80,3 +84,133 @@ def test_a_frame_of_100_mb_closes_its_connection_and_nobody_elses(
     assert publisher.heartbeat() == "success"
     if door != "pub":
         eventually(lambda: bus.rejected("connection closed by the bus") >= 1)
+
+
+# Floods.
+
+
+def test_ten_thousand_garbage_frames_delay_no_heartbeat(bus: ZmqBus, app: App) -> None:
+    app.subscribe("stix2")
+    for number in range(10_000):
+        app.pub.send(b"stix2/indicator {%d" % number)
+    slowest = 0.0
+    while bus.bus.rejects.total < 10_000:
+        began = time.monotonic()
+        assert app.heartbeat() == "success"
+        slowest = max(slowest, time.monotonic() - began)
+    assert slowest < 1.0 * SCALE, f"{slowest:.2f} s"
+
+
+def test_a_flood_of_garbage_takes_no_memory(bus: ZmqBus, app: App) -> None:
+    def flood(count: int) -> None:
+        before = bus.bus.rejects.total
+        for _ in range(count):
+            app.pub.send(b"stix2/indicator " + b"\xff" * 100_000)
+        eventually(lambda: bus.bus.rejects.total == before + count, 3 * SOON)
+
+    flood(300)
+    before = rss_bytes()
+    flood(3000)
+    assert rss_bytes() - before < 60_000_000
+
+
+def test_patterns_too_large_for_the_grammar_are_rejected_at_once(bus: ZmqBus, app: App) -> None:
+    terms = " OR ".join(f"a:b = '{number}'" for number in range(200_000))
+    app.publish("stix2/indicator", indicator(pattern=f"[{terms}]"))
+    app.publish("stix2/indicator", indicator(pattern="[a:b = '" + "'" * 1_000_000 + "]"))
+    eventually(lambda: bus.rejected("pattern") == 2, 3 * SCALE)
+
+
+# The door for receiving.
+
+
+def test_a_sub_that_sends_other_things_is_cut_off(
+    zmq_apps: Apps, bus: ZmqBus, publisher: App
+) -> None:
+    publisher.subscribe("stix2").connect().connected()
+    attacker = zmq_apps.app(bus)
+    xsub = attacker.socket(zmq.XSUB, bus.address("pub"))
+    monitor = xsub.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    for frames in ([b"junk"], [b""], [b"\x02" * 1000], [b"\x01a", b"b"], [b"\x00"], [b"\x01"]):
+        xsub.send_multipart(frames)
+    assert monitor.poll(int(SOON * 1000)), "it is still connected"
+    publisher.publish_numbered(0, 10)
+    assert publisher.receive_until(9) == list(range(10))
+    xsub.disable_monitor()
+    monitor.close(0)
+
+
+def test_prefixes_without_end_are_not_remembered_for_ever(
+    zmq_apps: Apps, bus: ZmqBus, publisher: App
+) -> None:
+    publisher.subscribe("stix2").connect().connected()
+    attacker = zmq_apps.app(bus).subscribe("stix2/sighting")
+    xsub = attacker.socket(zmq.XSUB, bus.address("pub"), SNDHWM=0)
+    monitor = xsub.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    for number in range(1000):
+        # With its own topic in front, and without.
+        xsub.send(b"\x01" + attacker.p2p.encode() + b"%d" % number * 30)
+        xsub.send(b"\x01" + b"%d" % number * 30)
+    assert monitor.poll(int(SOON * 1000)), "it is still connected"
+    delivery = attacker.delivery()
+    assert len(delivery.subscribed) <= 16
+    xsub.disable_monitor()
+    monitor.close(0)
+    attacker.close()
+    eventually(lambda: not delivery.connected)
+    publisher.publish_numbered(0, 10)
+    assert publisher.receive_until(9) == list(range(10))
+
+
+def test_a_sub_with_many_topics_of_times_gone_by_keeps_its_connection(
+    zmq_apps: Apps, bus: ZmqBus, publisher: App
+) -> None:
+    # As an app has that lives for months and never unsubscribes its SUB.
+    app = zmq_apps.app(bus).subscribe("stix2")
+    app.connect()
+    assert app.sub is not None
+    for number in range(500):
+        app.sub.setsockopt(zmq.SUBSCRIBE, f"{number:032}".encode())
+    app.connected()
+    eventually(lambda: bus.endpoint.publisher.refused == 500)
+    publisher.publish_numbered(0, 10)
+    assert app.receive_until(9) == list(range(10))
+
+
+# What speaks no ZeroMQ at all.
+
+
+@pytest.mark.parametrize("door", ["manage", "pub", "sub"])
+@pytest.mark.parametrize(
+    "data", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\xff" * 5000, bytes(100), b""]
+)
+def test_a_peer_that_speaks_no_zeromq_disturbs_nobody(
+    door: str, data: bytes, bus: ZmqBus, publisher: App
+) -> None:
+    publisher.subscribe("stix2").connect().connected()
+    with socket.create_connection(("127.0.0.1", getattr(bus, door))) as peer:
+        with contextlib.suppress(OSError):
+            peer.sendall(data)
+        publisher.publish_numbered(0, 10)
+        assert publisher.receive_until(9) == list(range(10))
+        assert publisher.heartbeat() == "success"
+    assert bus.bus.rejects.total == 0
+    assert bus.endpoint.failures == 0
+
+
+def test_random_frames_at_all_doors_end_no_worker(bus: ZmqBus, app: App, publisher: App) -> None:
+    publisher.subscribe("stix2").connect().connected()
+    chance = random.Random(11)
+    dealer = app.socket(zmq.DEALER, bus.address("manage"))
+    sockets: list[Any] = [dealer, app.pub]
+    for _ in range(500):
+        frames = [chance.randbytes(chance.choice((0, 1, 10, 300))) for _ in range(3)]
+        chance.choice(sockets).send_multipart(frames[: chance.randint(1, 3)])
+        mutated = bytearray(b"stix2/indicator " + numbered(5))
+        mutated[chance.randrange(len(mutated))] = chance.randrange(256)
+        app.pub.send(bytes(mutated))
+    app.publish("stix2/indicator", encode(indicator(name="99")))
+    publisher.receive_until(99)
+    assert publisher.heartbeat() == "success"
+    assert bus.endpoint.failures == 0
+    assert bus.endpoint.receiver.slow_lane.failures == 0

@@ -109,7 +109,7 @@ class App:
         req = self.socket(zmq.REQ, self.bus.address("manage"))
         try:
             req.send_multipart(frames)
-            assert req.poll(timeout * 1000), f"no answer to {frames[0][:100]!r}"
+            assert req.poll(int(timeout * 1000)), f"no answer to {frames[0][:100]!r}"
             return req.recv()
         finally:
             self.close_socket(req)
@@ -159,7 +159,7 @@ class App:
     def receive(self, timeout: float = SOON) -> bytes:
         """Give the next frame."""
         assert self.sub is not None
-        assert self.sub.poll(timeout * 1000), f"nothing received within {timeout} s"
+        assert self.sub.poll(int(timeout * 1000)), f"nothing received within {timeout} s"
         return self.sub.recv()
 
     def receive_all(self, count: int, timeout: float = 3 * SOON) -> list[bytes]:
@@ -170,7 +170,7 @@ class App:
         while len(frames) < count:
             left = deadline - time.monotonic()
             assert left > 0, f"{len(frames)} of {count} received within {timeout} s"
-            if self.sub.poll(min(left, 1) * 1000):
+            if self.sub.poll(int(min(left, 1) * 1000)):
                 with contextlib.suppress(zmq.Again):
                     while len(frames) < count:
                         frames.append(self.sub.recv(zmq.NOBLOCK))
@@ -189,7 +189,7 @@ class App:
     def receives_nothing(self, for_secs: float = 0.2) -> None:
         """Fail if a frame arrives."""
         assert self.sub is not None
-        assert not self.sub.poll(for_secs * 1000), self.sub.recv()
+        assert not self.sub.poll(int(for_secs * 1000)), self.sub.recv()
 
     def disconnect(self) -> None:
         """Close the SUB."""
@@ -205,7 +205,7 @@ class App:
         if self._pub is None:
             # An XPUB is a PUB that can tell.
             self._pub = self.socket(zmq.XPUB, self.bus.address("sub"), SNDHWM=0)
-            assert self._pub.poll(SOON * 1000), "the bus's SUB does not answer"
+            assert self._pub.poll(int(SOON * 1000)), "the bus's SUB does not answer"
             assert self._pub.recv() == b"\x01"
         return self._pub
 

@@ -33,6 +33,8 @@ TURN: Final = 10_000
 UNDER_WAY_BYTES: Final = 8 * 1024 * 1024
 #: Bytes that the window of one subscriber may hold in any case.
 MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024
+#: Bytes of sent messages that are remembered together.
+JOINED_BYTES: Final = 256 * 1024
 #: Seconds until a stalled subscriber is tried again: at first, and at most.
 FIRST_RETRY_SECS: Final = 0.001
 MAX_RETRY_SECS: Final = 0.05
@@ -62,35 +64,43 @@ class Window:
     """
 
     def __init__(self) -> None:
-        # In the order they were sent, in the batches they were sent in: (messages, bytes).
+        # In the order they were sent: (messages, their bytes). Small batches are joined, since at
+        # a low rate each would hold one message.
         self._batches: deque[tuple[list[Message], int]] = deque()
         self._messages = 0
         self._bytes = 0
-        # Messages ever added, and how many of those had been added when one was let go that may
-        # not have arrived.
+        # The most bytes per message that a batch has had: what is in the pipe may be of these.
+        self._largest = 0
+        # Messages added since it was emptied, and how many of those had been added when one was
+        # let go that may not have arrived.
         self._added = 0
         self._let_go_hot = 0
         # How many of the newest may be in the pipe, or be the batch that met none.
         self._hot = 0
 
     def add(self, batch: list[Message], size: int) -> None:
-        """Remember `batch`, of `size` bytes, just sent; let go of what surely has arrived."""
-        self._batches.append((batch, size))
-        self._messages += len(batch)
+        """Take over `batch`, of `size` bytes, just sent; let go of what surely has arrived."""
+        count = len(batch)
+        if self._batches and self._batches[-1][1] + size <= JOINED_BYTES:
+            joined, joined_size = self._batches[-1]
+            joined += batch
+            self._batches[-1] = (joined, joined_size + size)
+        else:
+            self._batches.append((batch, size))
+        self._messages += count
         self._bytes += size
-        self._added += len(batch)
-        self._hot = SEND_MARK + len(batch)
+        self._added += count
+        self._hot = SEND_MARK + count
+        self._largest = max(self._largest, -(-size // count))
+        # The pipe is bounded in messages and in bytes; the batch that exceeds the latter and the
+        # newest one come on top.
+        in_pipe = min(SEND_MARK * self._largest, 2 * PIPE_BYTES)
+        needed = UNDER_WAY_BYTES + in_pipe + size
         while len(self._batches) > 1:
             oldest, oldest_size = self._batches[0]
             rest_messages = self._messages - len(oldest)
             rest_bytes = self._bytes - oldest_size
-            # The pipe is bounded in messages and in bytes; the batch that exceeds the latter
-            # and the newest one come on top.
-            older_bytes = rest_bytes - size
-            arrived = older_bytes >= UNDER_WAY_BYTES + 2 * PIPE_BYTES or (
-                older_bytes >= UNDER_WAY_BYTES and rest_messages >= self._hot
-            )
-            if not arrived:
+            if rest_bytes < needed:
                 if self._bytes <= MAX_WINDOW_BYTES:
                     return
                 self._let_go_hot = self._added - rest_messages
@@ -103,8 +113,8 @@ class Window:
         given_from = self._added - self._messages
         uncovered = min(self._let_go_hot, given_from) - max(0, self._added - self._hot)
         self._batches.clear()
-        self._messages = self._bytes = 0
-        self._let_go_hot = 0
+        self._messages = self._bytes = self._largest = 0
+        self._added = self._let_go_hot = self._hot = 0
         return batches, max(0, uncovered)
 
 

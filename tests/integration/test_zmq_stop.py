@@ -1,0 +1,316 @@
+"""Starting and stopping: ports, time limits, and what becomes of messages that are under way."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from helpers.buses import Buses
+from helpers.ports import free_ports
+from helpers.waiting import SCALE, SOON, eventually, finished
+from zmq_helpers import App, Apps, ZmqBus, descriptors, number_of
+
+from threatbus.errors import InvalidConfig
+
+
+def stop(bus: ZmqBus) -> float:
+    """Stop the bus and give the seconds that it took."""
+    began = time.monotonic()
+    bus.bus.stop()
+    return time.monotonic() - began
+
+
+def test_an_idle_bus_stops_at_once(zmq_apps: Apps, bus: ZmqBus) -> None:
+    for _ in range(5):
+        app = zmq_apps.app(bus).subscribe("stix2").connect().connected()
+        assert app.pub
+        app.heartbeat()
+    assert stop(bus) < 1.0 * SCALE
+
+
+def test_everything_accepted_is_delivered_to_who_reads(
+    bus: ZmqBus, app: App, publisher: App
+) -> None:
+    app.subscribe("stix2").connect().connected()
+    publisher.publish_numbered(0, 20_000)
+    frames: list[bytes] = []
+    reader = threading.Thread(target=lambda: frames.extend(app.receive_all(20_000)))
+    reader.start()
+    bus.accepted(1000)
+    stop(bus)
+    finished(reader)
+    assert [number_of(frame) for frame in frames] == list(range(20_000))
+
+
+def test_what_publishers_have_sent_before_is_read_out(
+    zmq_apps: Apps, bus: ZmqBus, publisher: App
+) -> None:
+    # ZeroMQ's own thread does the reading.
+    app = zmq_apps.app(bus, rcvhwm=0).subscribe("stix2").connect().connected()
+    publisher.publish_numbered(0, 5000)
+    stop(bus)
+    assert bus.bus.intake.accepted == 5000
+    assert [number_of(frame) for frame in app.receive_all(5000)] == list(range(5000))
+
+
+@pytest.mark.parametrize("host", ["*", "lo", "::1"])
+def test_what_was_sent_is_read_out_whatever_the_host_is_called(zmq_apps: Apps, host: str) -> None:
+    bus = zmq_apps.bus(host=host)
+    bus.host = "127.0.0.1" if host != "::1" else host
+    publisher = zmq_apps.app(bus)
+    publisher.publish_numbered(0, 2000)
+    stop(bus)
+    assert bus.bus.intake.accepted == 2000
+    assert bus.endpoint is None
+
+
+def test_publishers_that_never_pause_do_not_keep_the_bus_from_stopping(
+    zmq_apps: Apps, bus: ZmqBus
+) -> None:
+    publisher = zmq_apps.app(bus)
+    socket_, ended = publisher.pub, threading.Event()
+
+    def publish() -> None:
+        while not ended.is_set():
+            socket_.send(b"stix2/indicator {")
+            time.sleep(0.0001)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    assert stop(bus) < 3.0 * SCALE
+    ended.set()
+    finished(thread)
+
+
+def test_a_stalled_subscriber_costs_at_most_the_drain_time_and_is_told_about(
+    zmq_apps: Apps, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = zmq_apps.bus(drain_timeout=1)
+    app = zmq_apps.app(bus, rcvhwm=1).subscribe("stix2", name="stalled").connect().connected()
+    app.publish_numbered(0, 20_000)
+    bus.accepted(20_000)
+    eventually(lambda: app.delivery().retry_delay > 0.04, what="it has stalled")
+    waiting = app.delivery().waiting
+    assert 0.9 < stop(bus) < 2.5 * SCALE
+    assert f"{waiting} messages for stalled #1 remain undelivered" in caplog.text
+    assert re.search(rf"20000 messages accepted, 0 rejected, {waiting} not delivered", caplog.text)
+
+
+def test_what_waits_for_an_absent_subscriber_is_counted_and_not_waited_for(
+    bus: ZmqBus, app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.subscribe("stix2")
+    app.publish_numbered(0, 1000)
+    bus.accepted(1000)
+    assert stop(bus) < 1.0 * SCALE
+    assert "1000 messages for subscriber #1 remain undelivered" in caplog.text
+
+
+def test_a_bus_stops_while_slow_documents_are_under_way(bus: ZmqBus, app: App) -> None:
+    from helpers.documents import indicator  # noqa: PLC0415
+
+    terms = " OR ".join(f"a:b = '{number}'" for number in range(700))
+    for _ in range(20):
+        app.publish("stix2/indicator", indicator(pattern=f"[{terms}]"))
+    eventually(lambda: bus.endpoint.receiver.slow_lane.busy)
+    assert stop(bus) < 6.0 * SCALE
+
+
+def test_a_bus_stops_while_sources_are_held_up(zmq_apps: Apps) -> None:
+    bus = zmq_apps.bus(
+        queues={"outq_messages": 100, "overflow": "block"}, drain_timeout=1, grace=60
+    )
+    app = zmq_apps.app(bus).subscribe("stix2")
+    app.publish_numbered(0, 5000)
+    eventually(lambda: not bus.bus.intake.writable)
+    assert stop(bus) < 5.0 * SCALE
+
+
+def test_a_bus_whose_loop_hangs_stops_all_the_same(
+    zmq_apps: Apps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = zmq_apps.bus(drain_timeout=0.5)
+    release = threading.Event()
+    monkeypatch.setattr(bus.endpoint, "_keep_house", lambda: release.wait(SOON))
+    bus.endpoint._wakeup()
+    threading.Timer(4 * SCALE, release.set).start()
+    assert stop(bus) < 10 * SCALE
+
+
+def test_the_ports_are_free_right_after_and_nothing_is_left(
+    zmq_apps: Apps, start_bus: Buses
+) -> None:
+    before = threads_and_descriptors()
+    for _ in range(3):
+        bus = zmq_apps.bus()
+        app = zmq_apps.app(bus).subscribe("stix2").connect().connected()
+        app.publish_numbered(0, 10)
+        app.receive_until(9)
+        stop(bus)
+        for door in ("manage", "pub", "sub"):
+            with socket.socket() as free:
+                free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                free.bind(("127.0.0.1", getattr(bus, door)))
+        app.close()
+    eventually(lambda: threads_and_descriptors() <= before)
+
+
+def threads_and_descriptors() -> tuple[int, int]:
+    # ZeroMQ's own threads are none of Python's.
+    return sum(1 for _ in Path("/proc/self/task").iterdir()), descriptors()
+
+
+def test_outqs_that_get_messages_after_the_end_wake_nobody(bus: ZmqBus, app: App) -> None:
+    from helpers.documents import indicator_message  # noqa: PLC0415
+
+    app.subscribe("stix2")
+    outq = app.delivery().outq
+    stop(bus)
+    outq.put_many([indicator_message()])
+
+
+# Ports in use.
+
+
+def test_every_port_that_cannot_be_had_is_named(start_bus: Buses) -> None:
+    manage, pub, sub = free_ports(3)
+    with socket.create_server(("127.0.0.1", manage)), socket.create_server(("127.0.0.1", sub)):
+        with pytest.raises(InvalidConfig) as caught:
+            start_bus(apps={"zmq": {"manage": manage, "pub": pub, "sub": sub}})
+        lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    for line, key, port in zip(lines, ("manage", "sub"), (manage, sub), strict=True):
+        assert line.startswith(f"plugins.apps.zmq.{key}: ")
+        assert f"tcp://127.0.0.1:{port}" in line
+        assert "in use" in line
+    # Nothing is left of the attempt.
+    start_bus(apps={"zmq": {"manage": manage, "pub": pub, "sub": sub}})
+
+
+def test_one_port_for_two_doors_is_an_error(start_bus: Buses) -> None:
+    manage, pub = free_ports(2)
+    with pytest.raises(InvalidConfig, match=r"plugins\.apps\.zmq\.sub"):
+        start_bus(apps={"zmq": {"manage": manage, "pub": pub, "sub": pub}})
+
+
+def test_a_host_that_is_not_ours_is_an_error(start_bus: Buses) -> None:
+    ports = dict(zip(("manage", "pub", "sub"), free_ports(3), strict=True))
+    with pytest.raises(InvalidConfig, match=r"tcp://192\.0\.2\.1:"):
+        start_bus(apps={"zmq": {"host": "192.0.2.1", **ports}})
+
+
+# The process.
+
+CONFIG = """
+logging: {{console: true, console_verbosity: INFO}}
+state_directory: {state}
+plugins:
+  apps:
+    zmq: {{manage: {manage}, pub: {pub}, sub: {sub}}}
+  backbones:
+    inmem:
+"""
+
+
+class Process(ZmqBus):
+    """A bus in a process of its own, as an operator starts it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.manage, self.pub, self.sub = free_ports(3)
+        self.host = "127.0.0.1"
+        config = directory / "config.yaml"
+        ports = {"manage": self.manage, "pub": self.pub, "sub": self.sub}
+        config.write_text(CONFIG.format(state=directory / "state", **ports))
+        command = [sys.executable, "-m", "threatbus", "-c", str(config)]
+        self.process = subprocess.Popen(
+            command, cwd=directory, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        eventually(self._is_open, what="the endpoint is open")
+
+    def _is_open(self) -> bool:
+        assert self.process.poll() is None, self.process.stderr
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.sub)) == 0
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Any:
+    started = Process(tmp_path)
+    yield started
+    started.process.kill()
+    started.process.wait()
+    assert started.process.stderr is not None
+    started.process.stderr.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load_loses_nothing_that_was_accepted(
+    process: Process, number: signal.Signals
+) -> None:
+    app, publisher = App(process), App(process)
+    app.subscribe("stix2").connect()
+    publisher.publish_numbered(0, 20_000)
+    frames = app.receive_all(2000)
+    began = time.monotonic()
+    process.process.send_signal(number)
+    with_deadline = time.monotonic() + 2 * SOON
+    assert app.sub is not None
+    while process.process.poll() is None or app.sub.poll(200):
+        assert time.monotonic() < with_deadline
+        if app.sub.poll(10):
+            frames.append(app.sub.recv())
+    assert time.monotonic() - began < SOON
+    assert process.process.stderr is not None
+    log = process.process.stderr.read().decode()
+    assert process.process.returncode == 0
+    accepted = re.search(r"(\d+) messages accepted, 0 rejected, 0 not delivered", log)
+    assert accepted, log
+    assert [number_of(frame) for frame in frames] == list(range(int(accepted[1])))
+    for each in (app, publisher):
+        each.close()
+
+
+def test_an_idle_process_with_apps_uses_no_processor_and_stops_at_once(process: Process) -> None:
+    apps = [App(process).subscribe("stix2").connect() for _ in range(3)]
+    assert all(app.pub for app in apps)
+    before = process.cpu_seconds()
+    time.sleep(1.5)
+    assert process.cpu_seconds() - before <= 0.03
+    began = time.monotonic()
+    process.process.send_signal(signal.SIGTERM)
+    assert process.process.wait(SOON) == 0
+    assert time.monotonic() - began < 1.0 * SCALE
+    for app in apps:
+        app.close()
+
+
+def test_a_publisher_that_stays_is_heard_by_the_next_bus(
+    zmq_apps: Apps, start_bus: Buses, bus: ZmqBus
+) -> None:
+    publisher = zmq_apps.app(bus)
+    publisher.publish_numbered(0, 1)
+    bus.accepted(1)
+    stop(bus)
+    ports = {"manage": bus.manage, "pub": bus.pub, "sub": bus.sub}
+    again = start_bus(apps={"zmq": ports})
+
+    def is_heard() -> bool:
+        publisher.publish_numbered(1, 1)
+        return again.intake.accepted > 0
+
+    eventually(is_heard)
+    assert isinstance(publisher.pub, zmq.Socket)
