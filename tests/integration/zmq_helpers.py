@@ -104,6 +104,12 @@ class App:
         self._sockets.append(created)
         return created
 
+    def ends_of(self, watched: Socket) -> Socket:
+        """Give a socket at which the ends of the connections of `watched` can be read."""
+        monitor: Socket = watched.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._sockets.append(monitor)
+        return monitor
+
     def ask_raw(self, *frames: bytes, timeout: float = SOON) -> bytes:
         """Send one request and give the reply, byte for byte."""
         req = self.socket(zmq.REQ, self.bus.address("manage"))

@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import socket
+import tempfile
 import threading
 from typing import Any
 
@@ -304,6 +305,15 @@ def test_no_message_is_stuck_when_many_threads_put_while_the_loop_flushes(
     in_threads(loop, put, put, put, put, timeout=30)
 
 
+def test_what_the_loop_puts_itself_is_served_without_anybody_waking_it() -> None:
+    publisher, clock = make()
+    delivery = connect(publisher, "a" * 32)
+    assert publisher.flush()
+    assert publisher.timeout(clock.now) is None
+    delivery.outq.put_many(batch(1))
+    assert publisher.timeout(clock.now) == 0.0
+
+
 def test_an_outq_that_closed_itself_is_served_no_more() -> None:
     publisher, _ = make()
     delivery = connect(publisher, "a" * 32)
@@ -346,6 +356,7 @@ def test_a_wakeup_can_be_called_after_it_is_closed() -> None:
     wakeup.clear()
     wakeup.close()
     wakeup.close()
-    descriptor = os.open("/dev/null", os.O_WRONLY)
-    wakeup()
-    os.close(descriptor)
+    # Whoever has the descriptor's number next gets nothing.
+    with tempfile.TemporaryFile() as file:
+        wakeup()
+        assert os.fstat(file.fileno()).st_size == 0

@@ -110,7 +110,8 @@ class Endpoint(StoppableWorker):
         self._config = config
         self._clock = clock
         self._rejects = services.rejects
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        # Two threads of ZeroMQ, so that what comes in and what goes out need not share one.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=2)
         if ":" in config.host:
             self._context.setsockopt(zmq.IPV6, 1)
         self._wakeup = Wakeup()
