@@ -131,7 +131,7 @@ class Border:
             # come AttributeError, TypeError, KeyError, UnboundLocalError and others.
             except Exception as error:  # noqa: BLE001
                 raise Rejected(_line(_reason(error))) from None
-        if type(parsed) is not expected[topic]:
+        if not isinstance(parsed, expected[topic]):
             raise Rejected(f"the library takes it for {type(parsed).__name__}")
         return topic
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from itertools import product
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -70,6 +70,12 @@ class _Indicator(_Common, tag="indicator", kw_only=True, gc=False):
     x_threatbus_update: str | None = None
     x_threatbus_match_type: str | None = None
 
+    topic: ClassVar[str] = INDICATOR_TOPIC
+
+    def is_certain(self, data: bytes) -> bool:
+        """Check what the decoder could not; ValueError for a day that is in no calendar."""
+        return _indicator_is_certain(self, data)
+
 
 class _Sighting(_Common, tag="sighting", kw_only=True, gc=False):
     sighting_of_ref: str
@@ -84,6 +90,12 @@ class _Sighting(_Common, tag="sighting", kw_only=True, gc=False):
     x_threatbus_indicator_value: str | None = None
     x_threatbus_sighting_context: Any = None
 
+    topic: ClassVar[str] = SIGHTING_TOPIC
+
+    def is_certain(self, data: bytes) -> bool:
+        """Check what the decoder could not; ValueError for a day that is in no calendar."""
+        return _sighting_is_certain(self, data)
+
 
 class _PlainIndicator(_Indicator, tag="indicator", forbid_unknown_fields=True, gc=False):
     """An indicator with no property but those declared."""
@@ -93,8 +105,7 @@ class _PlainSighting(_Sighting, tag="sighting", forbid_unknown_fields=True, gc=F
     """A sighting with no property but those declared."""
 
 
-_INDICATOR_NAMES = frozenset(_Indicator.__struct_fields__) | {"type"}
-_SIGHTING_NAMES = frozenset(_Sighting.__struct_fields__) | {"type"}
+_NAMES = {kind.topic: {*kind.__struct_fields__, "type"} for kind in (_Indicator, _Sighting)}
 
 # Names that are arguments of the library's constructors, or that it treats in a way of its own.
 _UNSURE_NAMES = frozenset(
@@ -155,6 +166,27 @@ _is_ordinary = re.compile(
     rf"{_WS}*+{_OBSERVATION}(?:{_JOIN}{_OBSERVATION}){{0,63}}+{_WS}*+"
 ).fullmatch
 
+# How a pattern begins that is one comparison of an object's usual property.
+_PLAIN_PATHS = frozenset(
+    {
+        "[autonomous-system:name",
+        "[directory:path",
+        "[domain-name:value",
+        "[email-addr:value",
+        "[email-message:subject",
+        "[file:name",
+        "[ipv4-addr:value",
+        "[ipv6-addr:value",
+        "[mac-addr:value",
+        "[mutex:name",
+        "[software:name",
+        "[url:value",
+        "[user-account:account_login",
+        "[user-account:user_id",
+        "[windows-registry-key:key",
+    }
+)
+
 # Wherever a path holds the step `hashes`, the library checks the value by the last step's name.
 _HEX = "[0-9a-fA-F]"
 _is_one_hash = re.compile(
@@ -209,7 +241,10 @@ class FastPath:
             document: _Indicator | _Sighting = self._decode_plain(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return self._recognise_custom(data)
-        return _topic_if_certain(document, data)
+        try:
+            return document.topic if document.is_certain(data) else None
+        except ValueError:  # a day that is in no calendar
+            return None
 
     def _recognise_custom(self, data: bytes) -> str | None:
         try:
@@ -218,14 +253,17 @@ class FastPath:
             names = self._decode_untyped(data).keys()
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        custom = names - (_INDICATOR_NAMES if type(document) is _Indicator else _SIGHTING_NAMES)
+        custom = names - _NAMES[document.topic]
         # A custom property may hold anything; its name must begin with a lower-case letter.
         for name in custom:
             if not "a" <= name[:1] <= "z" or name in _UNSURE_NAMES:
                 return None
         if not depth_is_at_most(MAX_DEPTH, data):
             return None
-        return _topic_if_certain(document, data)
+        try:
+            return document.topic if document.is_certain(data) else None
+        except ValueError:
+            return None
 
 
 def depth_is_at_most(limit: int, data: bytes) -> bool:
@@ -242,16 +280,6 @@ def depth_is_at_most(limit: int, data: bytes) -> bool:
         for container in containers:
             level.extend(container.values() if isinstance(container, dict) else container)
     return False
-
-
-def _topic_if_certain(document: _Indicator | _Sighting, data: bytes) -> str | None:
-    """Check what the decoder could not: ids, timestamps, the pattern, how properties relate."""
-    try:
-        if isinstance(document, _Indicator):
-            return INDICATOR_TOPIC if _indicator_is_certain(document, data) else None
-        return SIGHTING_TOPIC if _sighting_is_certain(document, data) else None
-    except ValueError:  # a day that is in no calendar
-        return None
 
 
 def _indicator_is_certain(it: _Indicator, data: bytes) -> bool:
@@ -281,6 +309,13 @@ def _indicator_is_certain(it: _Indicator, data: bytes) -> bool:
         and _pattern_is_certain(it.pattern)
     ):
         return False
+    if (
+        it.created_by_ref is None
+        and it.object_marking_refs is None
+        and it.external_references is None
+        and it.extensions is None
+    ):
+        return True
     return _common_is_certain(it, data)
 
 
@@ -350,6 +385,15 @@ def _is_moment(text: str) -> bool:
 
 def _pattern_is_certain(pattern: str) -> bool:
     if "hashes" not in pattern:
+        # Most patterns compare one plain path with one text: that needs no regular expression.
+        path, _, rest = pattern.partition(" = '")
+        if (
+            path in _PLAIN_PATHS
+            and rest[-2:] == "']"
+            and rest.find("'") == len(rest) - 2
+            and "\\" not in rest
+        ):
+            return True
         return _is_ordinary(pattern) is not None
     return _is_one_hash(pattern) is not None or (
         _hashes_are_certain(pattern) and _is_ordinary(pattern) is not None

@@ -151,6 +151,7 @@ def start(plugin: Plugin, **arguments: object) -> bool:
         plugin.call("run", **arguments)
     except ThreatBusError:
         raise
+    # Its failure is its own; what the bus is to do about it, the docstring says.
     except Exception:
         logger.exception("plugin %s does not start; the bus goes on without it", plugin.name)
         return False

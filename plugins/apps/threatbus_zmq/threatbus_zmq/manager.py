@@ -131,6 +131,7 @@ class Manager:
         self._subscriptions[p2p] = Subscription(request.topics, receiver)
         try:
             self._subscribe(request.topics, receiver.outq, request.snapshot)
+        # Nothing half subscribed is left behind, whatever it was; handle() says it.
         except Exception:
             self.end(p2p, "it could not be subscribed")
             raise

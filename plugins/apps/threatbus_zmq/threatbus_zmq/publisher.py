@@ -449,13 +449,15 @@ class Publisher:
         if not delivery.outflow.admits(len(batch), size, (c for _, c in delivery.subscribed)):
             _stall(delivery, now)
             return 0
-        send, heads = self._send, delivery.heads
-        sent = 0
+        send, heads, nonblock = self._send, delivery.heads, zmq.NOBLOCK
+        frames = iter([heads[message.topic] + message.data for message in batch])
+        sent = len(batch)
         try:
-            for message in batch:
-                send(heads[message.topic] + message.data, zmq.NOBLOCK)
-                sent += 1
+            for frame in frames:
+                send(frame, nonblock)
         except zmq.Again:
+            # The frame that met the full pipe has left the iterator, too.
+            sent -= 1 + len(list(frames))
             _stall(delivery, now)
         pending.popleft()
         if sent < len(batch):

@@ -31,6 +31,8 @@ logger = logging.getLogger("threatbus.zmq.receiver")
 ORIGIN: Final = "zmq sub"
 #: Frames that one turn of the loop reads.
 BATCH: Final = 500
+#: Frames that are read between two looks at how large they are.
+READS: Final = 20
 #: Bytes after which a turn ends, so that it stays short with large frames, too.
 BATCH_BYTES: Final = 1024 * 1024
 
@@ -87,9 +89,8 @@ class SlowLane(StoppableWorker):
                 self._rejects.add(ORIGIN, f"internal error: {type(error).__name__}", frame)
 
     def _deal_with_one(self, frame: bytes) -> None:
-        recognised = self._reader.recognise(frame)
-        if recognised is not None:
-            self._inq.put_many([recognised])
+        if recognised := self._reader.recognise([frame]):
+            self._inq.put_many(recognised)
             return
         messages, rejected = self._reader.read(frame)
         for reason, data in rejected:
@@ -146,36 +147,31 @@ class Receiver:
 
     def take(self) -> int:
         """Read one batch of frames and put what they hold on inq; gives the number of frames."""
-        recv, recognise = self._recv, self._reader.recognise
-        messages: list[Message] = []
-        unsure: list[bytes] = []
-        frames = size = 0
+        frames = self._read()
+        messages = self._reader.recognise(frames)
+        if messages:
+            self._put(messages)
+        if len(messages) < len(frames):
+            self.slow_lane.take(frames[len(messages) :])
+        return len(frames)
+
+    def _read(self) -> list[bytes]:
+        """Read what is there, up to about `BATCH` frames and `BATCH_BYTES`."""
+        recv = self._recv
+        frames: list[bytes] = []
+        size = 0
         try:
-            while frames < BATCH and size < BATCH_BYTES:
-                frame = recv(zmq.NOBLOCK)
-                frames += 1
-                size += len(frame)
-                message = None if unsure else recognise(frame)
-                if message is None:
-                    unsure.append(frame)
-                else:
-                    messages.append(message)
+            while len(frames) < BATCH and size < BATCH_BYTES:
+                start = len(frames)
+                for _ in range(READS):
+                    frames.append(recv(zmq.NOBLOCK))
+                size += sum(map(len, frames[start:]))
         except zmq.Again:
             pass
         except zmq.ZMQError:
             # What has been read goes on; the next turn meets the error again.
             if not frames:
                 raise
-        # The fast path is said to raise nothing. Should it: nothing that was read is lost over it.
-        except Exception:
-            logger.exception("the fast path failed")
-            unsure.append(frame)
-        if not frames:
-            return 0
-        if messages:
-            self._put(messages)
-        if unsure:
-            self.slow_lane.take(unsure)
         return frames
 
     def close(self) -> None:
