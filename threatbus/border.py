@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -83,9 +83,9 @@ class Border:
     ) -> None:
         self.max_pattern = max_pattern
         self.max_marking_steps = max_marking_steps
-        #: The fast path alone: the topic of `data`, or None for "not sure". Raises nothing. Call
-        #: it first where speed counts, and `unpack` and `topic_of` only after a None.
-        self.recognise: Callable[[bytes], str | None] = FastPath().recognise
+        #: The fast path alone: the topics of documents, up to the first that it is unsure of.
+        #: Raises nothing. Call it first where speed counts, `unpack` and `topic_of` for the rest.
+        self.recognise: Callable[[Sequence[bytes]], list[str]] = FastPath().recognise
 
     def topic_of(self, data: bytes) -> str:
         """Give the topic of one document, ``stix2/indicator`` or ``stix2/sighting``.
@@ -93,8 +93,8 @@ class Border:
         Raises `NotCarried` for a document of another STIX type and `Rejected` for everything
         else; both hold a reason of one line that quotes no more than a few words of the document.
         """
-        topic = self.recognise(data)
-        return self._ask_library(data) if topic is None else topic
+        recognised = self.recognise((data,))
+        return recognised[0] if recognised else self._ask_library(data)
 
     def unpack(self, data: bytes) -> list[bytes] | None:
         """Give the members of a STIX bundle, byte for byte as they came; None if it is none.

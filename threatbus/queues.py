@@ -327,8 +327,12 @@ class MessageQueue:
 
     def _take(self, limit: int) -> list[Message]:
         messages = self._messages
-        batch = [messages.popleft() for _ in range(min(limit, len(messages)))]
-        size = size_of(batch)
+        if len(messages) <= limit:
+            batch, size = list(messages), self._bytes
+            messages.clear()
+        else:
+            batch = [messages.popleft() for _ in range(limit)]
+            size = size_of(batch)
         if size > BATCH_BYTES and len(batch) > 1:
             size = self._put_back_excess(batch)
         self._bytes -= size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -201,10 +202,10 @@ def test_a_bug_in_the_fast_path_costs_its_frame_alone(
     frames = bus.endpoint.receiver._reader
     recognise = frames._recognise
 
-    def broken(data: bytes) -> Any:
-        if number_of(b"stix2 " + data) == 5:
+    def broken(documents: Sequence[bytes]) -> list[str]:
+        if any(number_of(b"stix2 " + data) == 5 for data in documents):
             raise RuntimeError("a bug")
-        return recognise(data)
+        return recognise(documents)
 
     monkeypatch.setattr(frames, "_recognise", broken)
     monkeypatch.setattr(frames._border, "recognise", broken)

@@ -102,9 +102,8 @@ class Publishing:
         return code or (FAILED if self._rejected else OK)
 
     def _publish_document(self, document: Document) -> None:
-        topic = self._border.recognise(document.data)
-        if topic is not None:
-            self._hand_over(topic, document.data)
+        if recognised := self._border.recognise((document.data,)):
+            self._hand_over(recognised[0], document.data)
             return
         place = f"line {document.line}"
         try:

@@ -450,14 +450,16 @@ class Publisher:
             _stall(delivery, now)
             return 0
         send, heads, nonblock = self._send, delivery.heads, zmq.NOBLOCK
-        frames = iter([heads[message.topic] + message.data for message in batch])
-        sent = len(batch)
+        sent, topic, head = 0, "", b""
         try:
-            for frame in frames:
-                send(frame, nonblock)
+            for message in batch:
+                if message.topic != topic:
+                    topic = message.topic
+                    head = heads[topic]
+                # Made one by one: the next frame finds the memory of the last still in the cache.
+                send(head + message.data, nonblock)
+                sent += 1
         except zmq.Again:
-            # The frame that met the full pipe has left the iterator, too.
-            sent -= 1 + len(list(frames))
             _stall(delivery, now)
         pending.popleft()
         if sent < len(batch):
