@@ -246,7 +246,7 @@ def _stix_only(topics: Sequence[str]) -> list[str]:
 class ThreatBus:
     """One running bus. Made by `threatbus.start`; ended by `stop`.
 
-    Objects it owns: the gate, the intake, one inq per backbone, the subscriptions, the snapshots,
+    Objects it owns: the gates, the intake, one inq per backbone, the subscriptions, the snapshots,
     the reject store. Two buses in one process share none of them.
     """
 
@@ -263,6 +263,7 @@ class ThreatBus:
         directory = Path(core.state_directory)
         self.rejects = RejectStore(directory, core.rejected.messages, core.rejected.bytes)
         self._gate = Gate()
+        self._outq_gate = Gate(upstream=self._gate)
         self.intake = Intake(self._gate, self.rejects)
         self._inqs = {
             backbone.name: MessageQueue(
@@ -357,7 +358,7 @@ class ThreatBus:
             state_directory=Path(self.checked.core.state_directory),
             outq_bounds=Bounds(queues.outq_messages, queues.outq_bytes),
             overflow=OverflowPolicy(queues.overflow),
-            gate=self._gate,
+            outq_gate=self._outq_gate,
         )
 
     def _snapshot_hook(self, app: Plugin) -> Callable[[Any], None]:

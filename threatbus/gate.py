@@ -17,9 +17,13 @@ class Gate:
     at it (`wait`); event loops ask (`is_open`) and are called back when it opens (`on_open`).
     Holders call `shut` and `open` under locks of their own, so callbacks are a step apart
     (`announce`): a callback may do anything.
+
+    A gate with an `upstream` keeps that shut as well, as one of its holders: who stops at the
+    inner gate is not held up by what else stops everybody at the outer one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, upstream: Gate | None = None) -> None:
+        self._upstream = upstream
         # Guards the fields below.
         self._changed = threading.Condition()
         self._holders: set[Hashable] = set()
@@ -40,6 +44,8 @@ class Gate:
             if self._retired or holder in self._holders:
                 return False
             self._holders.add(holder)
+            if self._upstream is not None:
+                self._upstream.shut(self)
             return True
 
     def open(self, holder: Hashable) -> bool:
@@ -54,6 +60,8 @@ class Gate:
             if self._holders:
                 return False
             self._changed.notify_all()
+            if self._upstream is not None:
+                self._upstream.open(self)
             return True
 
     def announce(self) -> None:
@@ -64,6 +72,8 @@ class Gate:
             # It is not the opener's business what a source does with the news.
             except Exception:
                 logger.exception("a source failed when the gate opened")
+        if self._upstream is not None and self._upstream.is_open:
+            self._upstream.announce()
 
     def retire(self) -> None:
         """Open for good: who waits is let through, and nobody can shut it any more."""

@@ -95,7 +95,7 @@ class MessageQueue:
         self.bounds = bounds or Bounds()
         self.policy = policy
         self._gate = gate if policy is OverflowPolicy.BLOCK else None
-        self._on_ready = on_ready
+        self._on_ready = [on_ready] if on_ready is not None else []
         self._on_overflow = [on_overflow] if on_overflow is not None else []
         self._log = RateLimited(logger)
         # Guards everything below; get() waits on it for messages, join() for their completion.
@@ -153,8 +153,9 @@ class MessageQueue:
             return
         if full:
             self._tell_full()
-        if became_ready and self._on_ready is not None:
-            self._call(self._on_ready)
+        if became_ready:
+            for callback in self._on_ready:
+                self._call(callback)
 
     def get_many(
         self, limit: int, timeout: float | None = 0, *, finish: bool = True
@@ -201,6 +202,10 @@ class MessageQueue:
             opened = self._gate is not None and self._gate.open(self)
         if opened:
             self._announce()
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called as well when the queue was empty and no longer is."""
+        self._on_ready.append(callback)
 
     def when_overflowed(self, callback: Callable[[], None]) -> None:
         """Have `callback` called as well when the policy `DISCONNECT` has closed the queue."""

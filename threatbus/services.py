@@ -32,7 +32,9 @@ class Services:
     #: Bounds and policy that the configuration gives to every outq.
     outq_bounds: Bounds
     overflow: OverflowPolicy
-    gate: Gate
+    #: Shut while an outq is full whose policy is ``block``. A backbone that can let messages wait
+    #: elsewhere delivers none meanwhile; app plugins see the same at inq.
+    outq_gate: Gate
 
     def outq(
         self,
@@ -46,7 +48,7 @@ class Services:
             name,
             self.outq_bounds,
             self.overflow,
-            gate=self.gate if self.overflow is OverflowPolicy.BLOCK else None,
+            gate=self.outq_gate if self.overflow is OverflowPolicy.BLOCK else None,
             on_ready=on_ready,
             on_overflow=on_overflow,
         )

@@ -8,8 +8,8 @@ A backbone is done when a subclass of `BackboneContract` passes::
         def make(self) -> object:
             return MyBackbone()
 
-        def section(self) -> dict[str, object]:
-            return {"host": "localhost", "port": …}
+        def section(self, node: int) -> dict[str, object]:
+            return {"host": "localhost", "port": …, "name": f"node-{node}"}
 
 Outlets are what the bus hands to `subscribe`: they take batches of messages (`put_many`), or
 plain objects one by one (`put`), as backbones for Threat Bus 2022.5.16 hand them over. A bare
@@ -109,7 +109,7 @@ class Node:
                 state_directory=directory,
                 outq_bounds=Bounds(),
                 overflow=OverflowPolicy.DISCONNECT,
-                gate=gate,
+                outq_gate=Gate(upstream=gate),
             ),
         }
 
@@ -165,8 +165,8 @@ class BackboneContract:
         """Give a new backbone: the object that the loader would make."""
         raise NotImplementedError
 
-    def section(self) -> dict[str, object]:
-        """Give its configuration; the same within a test, so that nodes can meet."""
+    def section(self, node: int) -> dict[str, object]:
+        """Give the configuration of node number `node`; nodes of one test can meet."""
         return {}
 
     @pytest.fixture(autouse=True)
@@ -178,10 +178,11 @@ class BackboneContract:
         for node in reversed(self._running):
             node.stop()
 
-    def start(self, *, running: bool = True) -> Node:
-        """Start a node; it is stopped after the test."""
-        directory = self._directory / f"node-{next(self._numbers)}"
-        node = Node(self.make(), self.name, self.section(), directory)
+    def start(self, number: int | None = None, *, running: bool = True) -> Node:
+        """Start a node, a new one or again the one with this number; stopped after the test."""
+        number = number or next(self._numbers)
+        directory = self._directory / f"node-{number}"
+        node = Node(self.make(), self.name, self.section(number), directory)
         self._running.append(node)
         if running:
             node.run()
@@ -453,8 +454,7 @@ class BackboneContract:
         there.stop()
         batch = indicators(50)
         here.publish(*batch)
-        back = Node(self.make(), self.name, self.section(), self._directory / "node-2")
-        self._running.append(back)
+        back = self.start(2, running=False)
         outlet = back.subscribe("stix2")
         back.run()
         self.arrived(outlet, *batch)

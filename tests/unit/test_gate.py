@@ -33,6 +33,38 @@ def test_a_shut_gate_lets_nobody_through_until_every_holder_has_opened_it() -> N
     finished(thread)
 
 
+def test_a_gate_keeps_the_one_upstream_shut_but_not_the_other_way_round() -> None:
+    outer = Gate()
+    inner = Gate(upstream=outer)
+    inner.shut("outq")
+    assert not outer.is_open
+    outer.shut("inq")
+    assert inner.open("outq")
+    assert inner.is_open
+    assert not outer.is_open
+    outer.open("inq")
+    assert outer.is_open
+
+
+def test_who_waits_upstream_hears_when_the_last_gate_opens() -> None:
+    outer = Gate()
+    inner = Gate(upstream=outer)
+    told: list[str] = []
+    outer.on_open(lambda: told.append("outer"))
+    inner.on_open(lambda: told.append("inner"))
+    inner.shut("outq")
+    thread = waiting_thread(outer)
+    assert inner.open("outq")
+    inner.announce()
+    finished(thread)
+    assert told == ["inner", "outer"]
+    outer.shut("inq")
+    inner.shut("outq")
+    inner.open("outq")
+    inner.announce()
+    assert told == ["inner", "outer", "inner"]
+
+
 def test_shutting_twice_needs_one_opening() -> None:
     gate = Gate()
     assert gate.shut("a")

@@ -22,7 +22,7 @@ def services(policy: OverflowPolicy) -> Services:
         state_directory=Path("/nowhere"),
         outq_bounds=Bounds(2),
         overflow=policy,
-        gate=Gate(),
+        outq_gate=Gate(),
     )
 
 
@@ -37,6 +37,6 @@ def test_an_outq_has_the_bounds_and_the_policy_of_the_configuration(policy: Over
     outq.put_many(indicators(3))
     assert outq.name == "name"
     assert outq.closed is (policy is OverflowPolicy.DISCONNECT)
-    assert found.gate.is_open is not (policy is OverflowPolicy.BLOCK)
+    assert found.outq_gate.is_open is not (policy is OverflowPolicy.BLOCK)
     assert bool(overflowed) is (policy is OverflowPolicy.DISCONNECT)
     assert bool(ready) is not bool(overflowed)

@@ -1,0 +1,1 @@
+"""The RabbitMQ backbone of Threat Bus: several machines, one bus."""

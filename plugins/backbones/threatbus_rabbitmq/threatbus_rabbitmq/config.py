@@ -1,0 +1,113 @@
+"""The section ``plugins.backbones.rabbitmq``."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated, Literal
+
+import msgspec
+
+from threatbus.config import (
+    Host,
+    NonNegativeInt,
+    Port,
+    PositiveInt,
+    Seconds,
+    SecondsOrZero,
+    Text,
+)
+
+#: A name as AMQP limits it, with room for what is put around it.
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, description="a name")]
+Heartbeat = Annotated[
+    int, msgspec.Meta(ge=1, le=600, description="a whole number of seconds from 1 to 600")
+]
+#: AMQP has two bytes for it.
+Prefetch = Annotated[
+    int, msgspec.Meta(ge=1, le=65535, description="a whole number from 1 to 65535")
+]
+
+
+class TlsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section ``tls``: present, even if empty, it switches TLS on."""
+
+    ca: Text | None = None
+    """File with the certificates that are trusted; none: those of the system."""
+    cert: Text | None = None
+    """File with the certificate of this bus, if the broker asks for one."""
+    key: Text | None = None
+    """File with the key of `cert`; none: it is in the same file."""
+    verify: bool = True
+    """Whether the broker's certificate and host name are checked."""
+
+
+class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section ``queue``: this node's queue. All but the name is fixed when it is first made."""
+
+    name_suffix: str | None = None
+    """What tells this node's queue from the others; none: the host name."""
+    name_join_symbol: str = "."
+    """What stands between ``threatbus`` and the suffix."""
+    durable: bool = True
+    """Whether the queue survives a restart of the broker."""
+    auto_delete: bool = False
+    """Whether the queue goes when this node disconnects, and with it what was in it."""
+    exclusive: bool = False
+    """Whether only this connection may use the queue, which goes with it."""
+    lazy: bool = False
+    """Whether messages are kept on disk; matters to RabbitMQ before 3.12."""
+    type: Literal["classic", "quorum"] = "classic"
+    """Quorum queues are replicated in a cluster of brokers."""
+    max_items: NonNegativeInt = 0
+    """Messages that the queue holds at most, 0 for no limit; RabbitMQ drops the oldest beyond."""
+    expires: Seconds | None = None
+    """Seconds without a consumer after which the queue goes, for nodes that never return."""
+
+    @property
+    def name(self) -> str:
+        """The queue's name."""
+        suffix = self.name_suffix or socket.gethostname()
+        return f"threatbus{self.name_join_symbol}{suffix}"
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """The queue's optional arguments, as RabbitMQ calls them."""
+        found: dict[str, object] = {}
+        if self.type != "classic":
+            found["x-queue-type"] = self.type
+        if self.lazy:
+            found["x-queue-mode"] = "lazy"
+        if self.max_items:
+            found["x-max-length"] = self.max_items
+        if self.expires is not None:
+            found["x-expires"] = max(1, round(self.expires * 1000))
+        return found
+
+
+class RabbitMQConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the broker is, and how this node takes part."""
+
+    host: Host = "127.0.0.1"
+    """The broker's host."""
+    port: Port = 5672
+    """The broker's port; 5671 is usual with TLS."""
+    username: str = "guest"
+    """Who this bus is to the broker."""
+    password: str = "guest"
+    """The password of `username`."""
+    vhost: Text = "/"
+    """The virtual host."""
+    exchange_name: Name = "threatbus"
+    """The fanout exchange that all nodes share."""
+    exchange_durable: bool = True
+    """Whether the exchange survives a restart of the broker, where this node has to make it."""
+    queue: QueueConfig = QueueConfig()
+    tls: TlsConfig | None = None
+    heartbeat: Heartbeat = 10
+    """Seconds after which a broker that does not answer counts as gone."""
+    prefetch: Prefetch = 1000
+    """Messages that the broker sends ahead of their acknowledgement."""
+    confirm_window: PositiveInt = 1000
+    """Messages that are published ahead of their confirmation."""
+    hold: SecondsOrZero = 60.0
+    """Seconds that a node that has just started waits for a first subscriber before it consumes."""

@@ -1,0 +1,288 @@
+"""A connection to the broker that is kept up: what publisher and consumer have in common.
+
+pika's exceptions end here: they become log lines, `ConfigError` or `BrokerRefusal`.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pika
+import pika.exceptions
+
+from threatbus.errors import ConfigError, InvalidConfig, ThreatBusError
+from threatbus.workers import Backoff, StoppableWorker
+from threatbus_rabbitmq.config import RabbitMQConfig, TlsConfig
+
+logger = logging.getLogger("threatbus.rabbitmq")
+
+#: Seconds between two attempts to connect: at first, and at most, since the broker is on the path
+#: of the messages.
+FIRST_RECONNECT_SECS: Final = 0.1
+RECONNECT_CAP_SECS: Final = 2.0
+#: Seconds that one attempt may take.
+CONNECT_TIMEOUT_SECS: Final = 5.0
+#: Seconds that the broker has to answer when the connection is closed.
+CLOSE_TIMEOUT_SECS: Final = 1.0
+#: Of attempts that fail one after the other, every so many is logged.
+LOGGED_ATTEMPTS: Final = 10
+
+# Reply codes of AMQP 0-9-1 that say why a channel was closed.
+_NOT_FOUND: Final = 404
+_RESOURCE_LOCKED: Final = 405
+_PRECONDITION_FAILED: Final = 406
+
+
+class BrokerRefusal(ThreatBusError):
+    """The broker says no to what the configuration asks for; trying again cannot help."""
+
+
+def parameters(config: RabbitMQConfig) -> pika.ConnectionParameters:
+    """Give pika's connection parameters; raises `InvalidConfig` for unusable TLS files."""
+    return pika.ConnectionParameters(
+        host=config.host,
+        port=config.port,
+        virtual_host=config.vhost,
+        credentials=pika.PlainCredentials(config.username, config.password),
+        heartbeat=config.heartbeat,
+        socket_timeout=CONNECT_TIMEOUT_SECS,
+        stack_timeout=2 * CONNECT_TIMEOUT_SECS,
+        ssl_options=None if config.tls is None else _tls(config.tls, config.host),
+        client_properties={"connection_name": config.queue.name},
+    )
+
+
+def _tls(tls: TlsConfig, host: str) -> pika.SSLOptions:
+    section = "plugins.backbones.rabbitmq.tls"
+    for key, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
+        if file is not None and not Path(file).is_file():
+            raise InvalidConfig([ConfigError(f"{section}.{key}", file, "a file that is there")])
+    key = "ca"
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        if tls.cert is not None:
+            key = "cert"
+            context.load_cert_chain(tls.cert, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        allowed = f"a readable PEM file ({error})"
+        found = str(getattr(tls, key))
+        raise InvalidConfig([ConfigError(f"{section}.{key}", found, allowed)]) from None
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return pika.SSLOptions(context, host)
+
+
+class BrokerWorker(StoppableWorker):
+    """Keeps one connection with one channel up. Subclasses say what happens on it.
+
+    Started by the plugin. Its thread lives in pika's loop, which traffic, timers and `call` wake,
+    and between two attempts in a wait that `stop` ends. Whatever begins with ``on_`` runs in it.
+    It ends after `stop`, and for good after a `BrokerRefusal`.
+    """
+
+    def __init__(self, name: str, config: RabbitMQConfig) -> None:
+        super().__init__(name=name)
+        self.config = config
+        self._parameters = parameters(config)
+        # The open channel, once the exchange is there. Belongs to the worker's thread.
+        self.channel: Any = None
+        # Guards _connection: its loop must not be called into from outside when it is closed.
+        self._lock = threading.Lock()
+        self._connection: Any = None
+        # Why the last connection ended, and whether that is final.
+        self._reason = ""
+        self._refusal: BrokerRefusal | None = None
+        # Set when the first attempt has led somewhere, or nowhere.
+        self._tried = threading.Event()
+        # Whether the exchange was asked for and is not there.
+        self._exchange_is_missing = False
+        self._backoff = Backoff(FIRST_RECONNECT_SECS, RECONNECT_CAP_SECS)
+        self._attempts = 0
+        #: How often the channel has been opened.
+        self.connects = 0
+
+    @property
+    def address(self) -> str:
+        """Where the broker is, for people."""
+        return f"{self.config.host}:{self.config.port}"
+
+    def run(self) -> None:
+        """Connect, serve, and connect again."""
+        while self._running():
+            self._attempts += 1
+            self._serve()
+            self._tried.set()
+            if self._refusal is not None:
+                logger.error("%s gives up: %s", self.name, self._refusal)
+                return
+            if not self._running():
+                return
+            # A broker that is away is said so, not shouted.
+            level = logging.DEBUG if self._attempts % LOGGED_ATTEMPTS > 1 else logging.WARNING
+            delay = self._backoff.next()
+            logger.log(
+                level,
+                "%s has no connection to %s: %s; attempt %d follows in %.1f s",
+                self.name,
+                self.address,
+                self._reason,
+                self._attempts + 1,
+                delay,
+            )
+            self._stop_asked.wait(delay)
+
+    def wait_until_tried(self, timeout: float) -> None:
+        """Wait until the first attempt to connect has succeeded or failed, at most `timeout` s.
+
+        Raises `BrokerRefusal` if trying again is of no use. For the thread that starts the worker.
+        """
+        self._tried.wait(timeout)
+        if self._refusal is not None:
+            raise self._refusal
+
+    def stop(self) -> None:
+        """Ask the worker to end and wake it."""
+        super().stop()
+        self.call(self.hang_up)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have `function` called in the worker's thread; forgotten if there is no connection."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.ioloop.add_callback_threadsafe(function)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Have `function` called in a while, unless the connection ends before. For ``on_…``."""
+        self._connection.ioloop.call_later(seconds, function)
+
+    def succeeded(self) -> None:
+        """Note that the attempt has led to what the subclass wants. For ``on_…``."""
+        self._attempts = 0
+        self._backoff.reset()
+        self._tried.set()
+
+    def hang_up(self) -> None:
+        """Close the connection: for good after `stop`, else to open it anew. For ``on_…``."""
+        connection = self._connection
+        if connection is None:
+            return
+        if connection.is_open:
+            connection.close()
+        # A broker that does not answer, or has not yet, is not waited for.
+        seconds = CLOSE_TIMEOUT_SECS if connection.is_closing else 0
+        connection.ioloop.call_later(seconds, connection.ioloop.stop)
+
+    # What a subclass does.
+
+    @abstractmethod
+    def on_channel(self) -> None:
+        """Begin: the channel is open and the exchange is there."""
+
+    @abstractmethod
+    def on_lost(self) -> None:
+        """Note that the channel is gone, also when it was closed on purpose."""
+
+    def explain_refusal(self, reason: str) -> str:
+        """Say in the operator's words what the broker refuses with `reason`, and the way out."""
+        return reason
+
+    # Inside.
+
+    def _serve(self) -> None:
+        """Open a connection and stay in its loop until it is gone."""
+        self._reason = "no reason given"
+        connection = pika.SelectConnection(
+            self._parameters,
+            on_open_callback=self._on_open,
+            on_open_error_callback=self._on_end,
+            on_close_callback=self._on_end,
+        )
+        with self._lock:
+            self._connection = connection
+        try:
+            # A stop() that came before there was a connection has woken nobody.
+            if self._running():
+                connection.ioloop.start()
+        finally:
+            with self._lock:
+                self._connection = None
+            self._lose_channel()
+            connection.ioloop.close()
+
+    def _on_open(self, connection: Any) -> None:
+        connection.add_on_connection_blocked_callback(
+            lambda _, frame: logger.warning(
+                "%s: the broker takes no messages for now (%s)", self.name, frame.method.reason
+            )
+        )
+        connection.add_on_connection_unblocked_callback(
+            lambda *_: logger.info("%s: the broker takes messages again", self.name)
+        )
+        self._open_channel()
+
+    def _open_channel(self) -> None:
+        self._connection.channel(on_open_callback=self._on_channel_open)
+
+    def _on_channel_open(self, channel: Any) -> None:
+        channel.add_on_close_callback(self._on_channel_close)
+        # What is there is taken as it is: nodes of the old kind make the exchange in their own way.
+        channel.exchange_declare(
+            self.config.exchange_name,
+            exchange_type="fanout",
+            passive=not self._exchange_is_missing,
+            durable=self.config.exchange_durable,
+            callback=lambda _: self._on_exchange(channel),
+        )
+
+    def _on_exchange(self, channel: Any) -> None:
+        self._exchange_is_missing = False
+        self.channel = channel
+        self.connects += 1
+        logger.info("%s is connected to %s", self.name, self.address)
+        self.on_channel()
+
+    def _on_channel_close(self, channel: Any, reason: Any) -> None:
+        self._reason = _explain(reason)
+        code = getattr(reason, "reply_code", 0)
+        if self.channel is None and code in (_NOT_FOUND, _PRECONDITION_FAILED):
+            # The exchange is not there: make it. Or somebody was faster, in another way: look.
+            self._exchange_is_missing = code == _NOT_FOUND
+            self._open_channel()
+            return
+        if channel is self.channel:
+            self._lose_channel()
+        if code in (_RESOURCE_LOCKED, _PRECONDITION_FAILED):
+            self._refusal = BrokerRefusal(self.explain_refusal(reason.reply_text))
+        self.hang_up()
+
+    def _on_end(self, connection: Any, reason: Any) -> None:
+        self._reason = _explain(reason)
+        connection.ioloop.stop()
+
+    def _lose_channel(self) -> None:
+        if self.channel is not None:
+            self.channel = None
+            self.on_lost()
+
+
+def _explain(error: Any) -> str:
+    """Put the end of a connection into words; pika nests what happened, some of it without any."""
+    while isinstance(error, pika.exceptions.AMQPError) and error.args:
+        inner = error.args[0]
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    if isinstance(error, pika.exceptions.ProbableAuthenticationError):
+        return "the broker refuses username or password"
+    if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
+        return "the broker refuses access to the vhost"
+    if isinstance(error, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):
+        return f"{error.reply_text} ({error.reply_code})"
+    return str(error) or type(error).__name__

@@ -1,0 +1,223 @@
+"""From this node's queue to the outqs: acknowledged when every matching outq has the message."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from threatbus.errors import Rejected
+from threatbus.gate import Gate
+from threatbus.messages import Message
+from threatbus.rejects import RejectStore
+from threatbus_rabbitmq.config import RabbitMQConfig
+from threatbus_rabbitmq.connection import BrokerWorker
+from threatbus_rabbitmq.mapping import BodyReader, NodeIds
+
+logger = logging.getLogger("threatbus.rabbitmq.consumer")
+
+ORIGIN: Final = "rabbitmq"
+#: Messages that are handed over and acknowledged together, at most.
+BATCH: Final = 200
+#: Message ids that are remembered, to tell what comes for the second time: far more than
+#: publishers have unconfirmed, or this node unacknowledged, when a connection breaks.
+REMEMBERED_IDS: Final = 100_000
+
+
+class RecentIds:
+    """The last ids that were seen, up to a number of them."""
+
+    def __init__(self, limit: int = REMEMBERED_IDS) -> None:
+        self._limit = limit
+        self._in_order: deque[str] = deque()
+        self._known: set[str] = set()
+
+    def is_new(self, message_id: str) -> bool:
+        """Say whether an id is not among the remembered ones, and remember it."""
+        if message_id in self._known:
+            return False
+        self._known.add(message_id)
+        self._in_order.append(message_id)
+        if len(self._in_order) > self._limit:
+            self._known.discard(self._in_order.popleft())
+        return True
+
+
+class Consumer(BrokerWorker):
+    """Declares and binds this node's queue, and hands on what is in it.
+
+    A node that has just started waits for its first subscriber (at most ``hold`` seconds) before
+    it consumes, so that what waited for it is not poured out before anyone listens. `deliver`
+    sorts a batch into the outqs; nothing is delivered while `gate` is shut. `on_bound` hears
+    whether the queue is bound.
+    """
+
+    def __init__(
+        self,
+        config: RabbitMQConfig,
+        reader: BodyReader,
+        ids: NodeIds,
+        deliver: Callable[[Sequence[Message]], None],
+        gate: Gate,
+        rejects: RejectStore,
+        on_bound: Callable[[bool], None],
+    ) -> None:
+        super().__init__("RabbitMQ consumer", config)
+        self._reader = reader
+        self._ids = ids
+        self._deliver = deliver
+        self._gate = gate
+        self._rejects = rejects
+        self._on_bound = on_bound
+        # Received and not yet handed on, with the id it came with; the tag of the newest.
+        self._batch: list[tuple[str | None, Message]] = []
+        self._newest_tag = 0
+        self._flush_planned = False
+        self._recent = RecentIds()
+        self._consumer_tag: str | None = None
+        self._hold_until = time.monotonic() + config.hold
+        # Set by release(), from any thread: somebody listens.
+        self._released = False
+        # Guards the two fields below; wait_for() waits on it.
+        self._progress = threading.Condition()
+        self._consuming = False
+        # The highest number of this node's own messages that has come back.
+        self._last_own_number = 0
+        #: How many messages came for the second time and were dropped.
+        self.duplicates = 0
+        gate.on_open(lambda: self.call(self._flush))
+
+    def release(self) -> None:
+        """Say that there is a subscriber: consuming may begin. Callable from any thread."""
+        if not self._released:
+            self._released = True
+            self.call(self._consume)
+
+    def wait_for(self, number: int, deadline: float) -> bool:
+        """Wait until this node's own message `number` has come back and been handed on.
+
+        Gives up at `deadline` (``time.monotonic()``), and when nothing comes in.
+        """
+        with self._progress:
+            self._progress.wait_for(
+                lambda: self._last_own_number >= number or not self._consuming,
+                max(0.0, deadline - time.monotonic()),
+            )
+            return self._last_own_number >= number
+
+    def on_channel(self) -> None:
+        """Declare and bind the queue, then consume."""
+        queue, channel = self.config.queue, self.channel
+
+        def bind(_: Any) -> None:
+            channel.queue_bind(queue.name, self.config.exchange_name, callback=limit)
+
+        def limit(_: Any) -> None:
+            channel.basic_qos(prefetch_count=self.config.prefetch, callback=lambda _: self._ready())
+
+        channel.add_on_cancel_callback(self._on_cancelled)
+        channel.queue_declare(
+            queue.name,
+            durable=queue.durable,
+            exclusive=queue.exclusive,
+            auto_delete=queue.auto_delete,
+            arguments=queue.arguments,
+            callback=bind,
+        )
+
+    def on_lost(self) -> None:
+        """Forget what is not acknowledged: the broker sends it again."""
+        self._batch.clear()
+        self._newest_tag = 0
+        # What was planned has gone with the connection.
+        self._flush_planned = False
+        self._consumer_tag = None
+        self._on_bound(False)
+        self._note(consuming=False)
+
+    def explain_refusal(self, reason: str) -> str:
+        """Name the difference between the queue that is there and the one that is configured."""
+        name = self.config.queue.name
+        return (
+            f"queue {name} is there with other arguments than the configuration says, or in use by "
+            f"one node alone ({reason}). Nothing is passed on until the bus is started again: with "
+            "plugins.backbones.rabbitmq.queue as the queue is, or with another name_suffix, or "
+            f"after the queue was deleted with what is in it (rabbitmqctl delete_queue {name})"
+        )
+
+    def _ready(self) -> None:
+        self.succeeded()
+        self._on_bound(True)
+        left = self._hold_until - time.monotonic()
+        if self._released or left <= 0:
+            self._consume()
+            return
+        logger.info("waiting up to %.0f s for a first subscriber before messages are taken", left)
+        self.call_later(left, self.release)
+
+    def _consume(self) -> None:
+        if self.channel is None or self._consumer_tag is not None:
+            return
+        self._consumer_tag = self.channel.basic_consume(self.config.queue.name, self._on_message)
+        self._note(consuming=True)
+
+    def _on_cancelled(self, _: Any) -> None:
+        logger.warning("queue %s was deleted; it is made anew", self.config.queue.name)
+        self.hang_up()
+
+    def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        if channel is not self.channel:
+            return
+        self._newest_tag = method.delivery_tag
+        self._read(properties.message_id, body)
+        if len(self._batch) >= BATCH:
+            self._flush()
+        elif not self._flush_planned:
+            # After those that have arrived together with this one.
+            self._flush_planned = True
+            self.call_later(0, self._flush_as_planned)
+
+    def _read(self, message_id: str | None, body: bytes) -> None:
+        try:
+            message = self._reader.read(body)
+        except Rejected as error:
+            self._rejects.add(ORIGIN, error.reason, body)
+            return
+        if message_id:
+            message.id = self._ids.from_wire(message_id)
+        self._batch.append((message_id, message))
+
+    def _flush_as_planned(self) -> None:
+        self._flush_planned = False
+        self._flush()
+
+    def _flush(self) -> None:
+        """Hand on and acknowledge what has come; not while an outq makes everybody wait."""
+        if self.channel is None or not self._newest_tag or not self._gate.is_open:
+            return
+        fresh = [message for message_id, message in self._batch if self._is_first(message_id)]
+        self._batch.clear()
+        if fresh:
+            self._deliver(fresh)
+        self.channel.basic_ack(self._newest_tag, multiple=True)
+        self._newest_tag = 0
+        own = [message.id for message in fresh if isinstance(message.id, int)]
+        if own:
+            self._note(last_own_number=own[-1])
+
+    def _is_first(self, message_id: str | None) -> bool:
+        """Say whether a message is handed on for the first time; one without an id always is."""
+        if not message_id or self._recent.is_new(message_id):
+            return True
+        self.duplicates += 1
+        return False
+
+    def _note(self, *, consuming: bool | None = None, last_own_number: int = 0) -> None:
+        with self._progress:
+            if consuming is not None:
+                self._consuming = consuming
+            self._last_own_number = max(self._last_own_number, last_own_number)
+            self._progress.notify_all()

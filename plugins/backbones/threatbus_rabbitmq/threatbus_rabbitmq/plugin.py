@@ -1,0 +1,121 @@
+"""Hooks of the RabbitMQ backbone."""
+
+from __future__ import annotations
+
+import logging as std_logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import threatbus
+from threatbus.messages import INTERNAL_PREFIX
+from threatbus.queues import MessageQueue
+from threatbus.routing import Outlet, TopicTable
+from threatbus.services import Services
+from threatbus_rabbitmq.config import RabbitMQConfig
+
+if TYPE_CHECKING:
+    from threatbus_rabbitmq.consumer import Consumer
+    from threatbus_rabbitmq.publisher import Publisher
+
+#: Seconds that the start waits for the first attempt to connect.
+START_SECS = 5.0
+#: Seconds that a worker has to end, beyond what it gives the broker.
+JOIN_SECS = 2.0
+
+
+class RabbitMQBackbone:
+    """Passes messages on through a RabbitMQ that several buses share.
+
+    ::
+
+        inq ──> Publisher ──> exchange ──> this node's queue ──> Consumer ──> TopicTable ──> outqs
+                                      └──> queues of other nodes
+
+    pika is imported when the backbone runs, not when it is looked at.
+    """
+
+    def __init__(self) -> None:
+        self._table = TopicTable()
+        self._publisher: Publisher | None = None
+        self._consumer: Consumer | None = None
+        # Whether anybody but the bus itself has subscribed.
+        self._has_listener = False
+
+    @threatbus.backbone
+    def config_schema(self) -> type[msgspec.Struct]:
+        """Give the schema of the section."""
+        return RabbitMQConfig
+
+    @threatbus.backbone
+    def run(
+        self,
+        config: Any,  # noqa: ARG002
+        logging: Any,  # noqa: ARG002
+        inq: MessageQueue,
+        services: Services,
+    ) -> None:
+        """Start publishing and consuming.
+
+        Returns when this node's queue is bound, or the broker is not there: then the workers wait
+        for it. Raises `BrokerRefusal` if it is there and does not let this node take part.
+        """
+        from threatbus_rabbitmq.consumer import Consumer  # noqa: PLC0415
+        from threatbus_rabbitmq.mapping import BodyReader, NodeIds  # noqa: PLC0415
+        from threatbus_rabbitmq.publisher import Publisher  # noqa: PLC0415
+
+        # It tells of each failed attempt with several tracebacks; what matters the workers say.
+        std_logging.getLogger("pika").setLevel(std_logging.CRITICAL)
+        section = services.section
+        settings = section if isinstance(section, RabbitMQConfig) else RabbitMQConfig()
+        ids = NodeIds()
+        self._publisher = Publisher(settings, inq, ids)
+        self._consumer = Consumer(
+            settings,
+            BodyReader(services.border),
+            ids,
+            self._table.deliver,
+            services.outq_gate,
+            services.rejects,
+            self._publisher.permit,
+        )
+        inq.when_ready(self._publisher.note_ready)
+        if self._has_listener:
+            self._consumer.release()
+        self._consumer.start()
+        self._publisher.start()
+        self._consumer.wait_until_tried(START_SECS)
+
+    @threatbus.backbone
+    def subscribe(self, topic: str, q: Outlet) -> None:
+        """Let `q` receive what matches `topic`."""
+        self._table.subscribe(topic, q)
+        # The bus itself is there from the start, and nobody who listens.
+        if not topic.startswith(INTERNAL_PREFIX):
+            self._has_listener = True
+            if self._consumer is not None:
+                self._consumer.release()
+
+    @threatbus.backbone
+    def unsubscribe(self, topic: str, q: Outlet) -> None:
+        """End a subscription."""
+        self._table.unsubscribe(topic, q)
+
+    @threatbus.backbone
+    def drain(self, deadline: float) -> int:
+        """Have the broker confirm all of inq, and deliver what of it comes back to this node."""
+        if self._publisher is None or self._consumer is None:
+            return 0
+        left = self._publisher.drain(deadline)
+        self._consumer.wait_for(self._publisher.last_number, deadline)
+        return left
+
+    @threatbus.backbone
+    def stop(self) -> None:
+        """Close both connections."""
+        workers = [worker for worker in (self._publisher, self._consumer) if worker is not None]
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.join(JOIN_SECS)
+        self._publisher = self._consumer = None
