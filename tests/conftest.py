@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.buses import Buses, OpenApp, TestPlugins
+from helpers.rabbit import RabbitNode
 
 
 @pytest.fixture
@@ -29,3 +30,14 @@ def open_app(plugins: TestPlugins) -> OpenApp:
     app = OpenApp()
     plugins.app("open", app)
     return app
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[RabbitNode]:
+    """A RabbitMQ that all tests share: each takes an exchange and queues of its own."""
+    node = RabbitNode()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()

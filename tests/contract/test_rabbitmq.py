@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from backbone_contract import BackboneContract
 from helpers.rabbit import RabbitNode
 from threatbus_rabbitmq.plugin import RabbitMQBackbone
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[RabbitNode]:
-    node = RabbitNode()
-    try:
-        node.start()
-        yield node
-    finally:
-        node.close()
 
 
 class TestRabbitMQ(BackboneContract):

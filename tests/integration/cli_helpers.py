@@ -152,13 +152,21 @@ class Terminal:
 
 
 class BusProcess(Process):
-    """A bus with the in-memory backbone and the ZeroMQ plugin on free ports."""
+    """A bus with the ZeroMQ plugin on free ports, and the in-memory backbone unless told others."""
 
-    def __init__(self, directory: Path, ports: Sequence[int] = (), **zmq_section: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        ports: Sequence[int] = (),
+        backbones: dict[str, Any] | None = None,
+        **zmq_section: Any,
+    ) -> None:
         attempts = 1 if ports else 5
         for attempt in range(1, attempts + 1):
             self.ports = list(ports) or free_ports(3)
-            self.config = write_config(directory / f"config-{attempt}", self.ports, **zmq_section)
+            self.config = write_config(
+                directory / f"config-{attempt}", self.ports, backbones, **zmq_section
+            )
             super().__init__(directory / f"bus-{attempt}", "-c", str(self.config))
             # A port that was free a moment ago may have become somebody else's.
             taken = eventually(self._started_or_ended) == "ended" and "in use" in self.stderr
@@ -182,12 +190,17 @@ class BusProcess(Process):
         return int(found[1]) if found else -1
 
 
-def write_config(directory: Path, ports: Sequence[int], **zmq_section: Any) -> Path:
+def write_config(
+    directory: Path,
+    ports: Sequence[int],
+    backbones: dict[str, Any] | None = None,
+    **zmq_section: Any,
+) -> Path:
     """Write a config.yaml; gives its path."""
     directory.mkdir(parents=True, exist_ok=True)
     section = dict(zip(("manage", "pub", "sub"), ports, strict=True)) | zmq_section
     content = {
-        "plugins": {"backbones": {"inmem": None}, "apps": {"zmq": section}},
+        "plugins": {"backbones": backbones or {"inmem": None}, "apps": {"zmq": section}},
         "state_directory": str(directory / "state"),
     }
     path = directory / "config.yaml"

@@ -289,20 +289,21 @@ def descriptors() -> int:
 
 
 class Proxy:
-    """A TCP proxy on a free port of the loopback interface, whose connections can be cut.
+    """A TCP proxy on the loopback interface, on a free port by default, that can be cut.
 
-    `cut` breaks all connections; `freeze` stops passing anything on over those that there are,
-    as when a peer's machine has vanished. A thread accepts and one per direction passes on; they
-    end with `close`, which closes what they read from.
+    `cut` breaks all connections, `cut_after` once so many bytes have come through; `freeze` stops
+    passing anything on over those that there are, as when a peer's machine has vanished. A thread
+    accepts and one per direction passes on; they end with `close`, which closes what they read.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, listen_on: int = 0) -> None:
         self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", listen_on))
         self.port: int = self._listener.getsockname()[1]
         self._ends: list[socket.socket] = []
         # Connections made before the last freeze() pass nothing on.
         self._frozen = 0
+        self._bytes_left: int | None = None
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def cut(self) -> None:
@@ -311,6 +312,10 @@ class Proxy:
             # Wakes whoever reads from it or writes to it.
             with contextlib.suppress(OSError):
                 self._ends.pop().shutdown(socket.SHUT_RDWR)
+
+    def cut_after(self, count: int) -> None:
+        """Break all connections when `count` more bytes have come through, wherever that is."""
+        self._bytes_left = count
 
     def freeze(self) -> None:
         """Pass nothing on over the connections that there are; new ones work."""
@@ -345,6 +350,13 @@ class Proxy:
             while data := source.recv(65536):
                 while number < self._frozen:
                     time.sleep(0.01)
+                if self._bytes_left is not None:
+                    self._bytes_left -= len(data)
+                    if self._bytes_left < 0:
+                        target.sendall(data[: self._bytes_left])
+                        self._bytes_left = None
+                        self.cut()
+                        break
                 target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)

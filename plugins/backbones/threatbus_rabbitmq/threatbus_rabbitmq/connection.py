@@ -99,8 +99,10 @@ class BrokerWorker(StoppableWorker):
         # Why the last connection ended, and whether that is final.
         self._reason = ""
         self._refusal: BrokerRefusal | None = None
-        # Set when the first attempt has led somewhere, or nowhere.
+        # Set when the first attempt has led somewhere, or nowhere; and whether somebody waits for
+        # that, who is then told of a refusal.
         self._tried = threading.Event()
+        self._awaited = True
         # Whether the exchange was asked for and is not there.
         self._exchange_is_missing = False
         self._backoff = Backoff(FIRST_RECONNECT_SECS, RECONNECT_CAP_SECS)
@@ -120,7 +122,8 @@ class BrokerWorker(StoppableWorker):
             self._serve()
             self._tried.set()
             if self._refusal is not None:
-                logger.error("%s gives up: %s", self.name, self._refusal)
+                if not self._awaited:
+                    logger.error("%s gives up: %s", self.name, self._refusal)
                 return
             if not self._running():
                 return
@@ -144,6 +147,7 @@ class BrokerWorker(StoppableWorker):
         Raises `BrokerRefusal` if trying again is of no use. For the thread that starts the worker.
         """
         self._tried.wait(timeout)
+        self._awaited = False
         if self._refusal is not None:
             raise self._refusal
 

@@ -84,7 +84,8 @@ class RabbitMQBackbone:
             self._consumer.release()
         self._consumer.start()
         self._publisher.start()
-        self._consumer.wait_until_tried(START_SECS)
+        for worker in (self._consumer, self._publisher):
+            worker.wait_until_tried(START_SECS)
 
     @threatbus.backbone
     def subscribe(self, topic: str, q: Outlet) -> None:
