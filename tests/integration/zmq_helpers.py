@@ -364,9 +364,9 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxy(port: int) -> Iterator[Proxy]:
+def proxy(port: int, listen_on: int = 0) -> Iterator[Proxy]:
     """Give a proxy in front of `port`."""
-    made = Proxy(port)
+    made = Proxy(port, listen_on)
     try:
         yield made
     finally:

@@ -9,7 +9,7 @@ import logging
 import ssl
 import threading
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,13 @@ def parameters(config: RabbitMQConfig) -> pika.ConnectionParameters:
         credentials=pika.PlainCredentials(config.username, config.password),
         heartbeat=config.heartbeat,
         socket_timeout=CONNECT_TIMEOUT_SECS,
+        # A broker whose machine has vanished is noticed sooner by TCP than by heartbeats.
+        tcp_options={
+            "TCP_USER_TIMEOUT": 1000 * config.heartbeat,
+            "TCP_KEEPIDLE": config.heartbeat,
+            "TCP_KEEPINTVL": 1,
+            "TCP_KEEPCNT": 5,
+        },
         stack_timeout=2 * CONNECT_TIMEOUT_SECS,
         ssl_options=None if config.tls is None else _tls(config.tls, config.host),
         client_properties={"connection_name": config.queue.name},
@@ -96,8 +103,10 @@ class BrokerWorker(StoppableWorker):
         # Guards _connection: its loop must not be called into from outside when it is closed.
         self._lock = threading.Lock()
         self._connection: Any = None
-        # Why the last connection ended, and whether that is final.
+        # Why the last connection ended, in words; what in this code has failed, if anything has;
+        # whether it is of no use to try again.
         self._reason = ""
+        self._failure: Exception | None = None
         self._refusal: BrokerRefusal | None = None
         # Set when the first attempt has led somewhere, or nowhere; and whether somebody waits for
         # that, who is then told of a refusal.
@@ -120,25 +129,12 @@ class BrokerWorker(StoppableWorker):
         while self._running():
             self._attempts += 1
             self._serve()
+            delay = self._backoff.next()
+            if self._running():
+                self._say_what_happened(delay)
             self._tried.set()
             if self._refusal is not None:
-                if not self._awaited:
-                    logger.error("%s gives up: %s", self.name, self._refusal)
                 return
-            if not self._running():
-                return
-            # A broker that is away is said so, not shouted.
-            level = logging.DEBUG if self._attempts % LOGGED_ATTEMPTS > 1 else logging.WARNING
-            delay = self._backoff.next()
-            logger.log(
-                level,
-                "%s has no connection to %s: %s; attempt %d follows in %.1f s",
-                self.name,
-                self.address,
-                self._reason,
-                self._attempts + 1,
-                delay,
-            )
             self._stop_asked.wait(delay)
 
     def wait_until_tried(self, timeout: float) -> None:
@@ -160,11 +156,28 @@ class BrokerWorker(StoppableWorker):
         """Have `function` called in the worker's thread; forgotten if there is no connection."""
         with self._lock:
             if self._connection is not None:
-                self._connection.ioloop.add_callback_threadsafe(function)
+                self._connection.ioloop.add_callback_threadsafe(self.guarded(function))
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Have `function` called in a while, unless the connection ends before. For ``on_…``."""
-        self._connection.ioloop.call_later(seconds, function)
+        self._connection.ioloop.call_later(seconds, self.guarded(function))
+
+    def guarded(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Make a callback for pika, which would take what it raises for the end of the stream.
+
+        A failure closes the connection and is raised in `run` when that is done.
+        """
+
+        def callback(*arguments: Any) -> None:
+            try:
+                function(*arguments)
+            # Raised again in run(), where the supervision sees it.
+            except Exception as error:  # noqa: BLE001
+                self._failure = self._failure or error
+                self._lose_channel()
+                self.hang_up()
+
+        return callback
 
     def succeeded(self) -> None:
         """Note that the attempt has led to what the subclass wants. For ``on_…``."""
@@ -199,12 +212,29 @@ class BrokerWorker(StoppableWorker):
 
     # Inside.
 
+    def _say_what_happened(self, delay: float) -> None:
+        if self._refusal is not None:
+            if not self._awaited:
+                logger.error("%s gives up: %s", self.name, self._refusal)
+            return
+        # A broker that is away is said so, not shouted.
+        level = logging.DEBUG if self._attempts % LOGGED_ATTEMPTS > 1 else logging.WARNING
+        logger.log(
+            level,
+            "%s has no connection to %s: %s; attempt %d follows in %.1f s",
+            self.name,
+            self.address,
+            self._reason,
+            self._attempts + 1,
+            delay,
+        )
+
     def _serve(self) -> None:
         """Open a connection and stay in its loop until it is gone."""
-        self._reason = "no reason given"
+        self._reason, self._failure = "no reason given", None
         connection = pika.SelectConnection(
             self._parameters,
-            on_open_callback=self._on_open,
+            on_open_callback=self.guarded(self._on_open),
             on_open_error_callback=self._on_end,
             on_close_callback=self._on_end,
         )
@@ -219,6 +249,8 @@ class BrokerWorker(StoppableWorker):
                 self._connection = None
             self._lose_channel()
             connection.ioloop.close()
+        if self._failure is not None:
+            raise self._failure
 
     def _on_open(self, connection: Any) -> None:
         connection.add_on_connection_blocked_callback(
@@ -232,17 +264,17 @@ class BrokerWorker(StoppableWorker):
         self._open_channel()
 
     def _open_channel(self) -> None:
-        self._connection.channel(on_open_callback=self._on_channel_open)
+        self._connection.channel(on_open_callback=self.guarded(self._on_channel_open))
 
     def _on_channel_open(self, channel: Any) -> None:
-        channel.add_on_close_callback(self._on_channel_close)
+        channel.add_on_close_callback(self.guarded(self._on_channel_close))
         # What is there is taken as it is: nodes of the old kind make the exchange in their own way.
         channel.exchange_declare(
             self.config.exchange_name,
             exchange_type="fanout",
             passive=not self._exchange_is_missing,
             durable=self.config.exchange_durable,
-            callback=lambda _: self._on_exchange(channel),
+            callback=self.guarded(lambda _: self._on_exchange(channel)),
         )
 
     def _on_exchange(self, channel: Any) -> None:
@@ -276,17 +308,31 @@ class BrokerWorker(StoppableWorker):
             self.on_lost()
 
 
-def _explain(error: Any) -> str:
-    """Put the end of a connection into words; pika nests what happened, some of it without any."""
-    while isinstance(error, pika.exceptions.AMQPError) and error.args:
-        inner = error.args[0]
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
+def _causes(error: object) -> Iterator[BaseException]:
+    """Give an error and what pika has wrapped in it, the outermost first."""
+    while isinstance(error, BaseException):
+        yield error
+        # A failed attempt lists the errors of its steps, others hold the one they stand for.
+        nested = [
+            *getattr(error, "exceptions", ()),
+            getattr(error, "exception", None),
+            *(error.args if isinstance(error, pika.exceptions.AMQPError) else ()),
+        ]
+        error = next((each for each in reversed(nested) if isinstance(each, BaseException)), None)
+
+
+def _explain(reason: object) -> str:
+    """Put the end of a connection into words."""
+    cause = list(_causes(reason))[-1:]
+    if not cause:
+        return str(reason)
+    (error,) = cause
     if isinstance(error, pika.exceptions.ProbableAuthenticationError):
         return "the broker refuses username or password"
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
         return "the broker refuses access to the vhost"
     if isinstance(error, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):
         return f"{error.reply_text} ({error.reply_code})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error) or type(error).__name__

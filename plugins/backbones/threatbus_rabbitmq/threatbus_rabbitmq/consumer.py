@@ -110,22 +110,25 @@ class Consumer(BrokerWorker):
 
     def on_channel(self) -> None:
         """Declare and bind the queue, then consume."""
-        queue, channel = self.config.queue, self.channel
+        queue, channel, guarded = self.config.queue, self.channel, self.guarded
 
         def bind(_: Any) -> None:
-            channel.queue_bind(queue.name, self.config.exchange_name, callback=limit)
+            channel.queue_bind(queue.name, self.config.exchange_name, callback=guarded(limit))
 
         def limit(_: Any) -> None:
-            channel.basic_qos(prefetch_count=self.config.prefetch, callback=lambda _: self._ready())
+            channel.basic_qos(prefetch_count=self.config.prefetch, callback=guarded(begin))
 
-        channel.add_on_cancel_callback(self._on_cancelled)
+        def begin(_: Any) -> None:
+            self._begin()
+
+        channel.add_on_cancel_callback(guarded(self._on_cancelled))
         channel.queue_declare(
             queue.name,
             durable=queue.durable,
             exclusive=queue.exclusive,
             auto_delete=queue.auto_delete,
             arguments=queue.arguments,
-            callback=bind,
+            callback=guarded(bind),
         )
 
     def on_lost(self) -> None:
@@ -148,7 +151,7 @@ class Consumer(BrokerWorker):
             f"after the queue was deleted with what is in it (rabbitmqctl delete_queue {name})"
         )
 
-    def _ready(self) -> None:
+    def _begin(self) -> None:
         self.succeeded()
         self._on_bound(True)
         left = self._hold_until - time.monotonic()
@@ -161,7 +164,9 @@ class Consumer(BrokerWorker):
     def _consume(self) -> None:
         if self.channel is None or self._consumer_tag is not None:
             return
-        self._consumer_tag = self.channel.basic_consume(self.config.queue.name, self._on_message)
+        self._consumer_tag = self.channel.basic_consume(
+            self.config.queue.name, self.guarded(self._on_message)
+        )
         self._note(consuming=True)
 
     def _on_cancelled(self, _: Any) -> None:

@@ -73,7 +73,9 @@ class Publisher(BrokerWorker):
     def on_channel(self) -> None:
         """Have the broker confirm, then publish."""
         self._last_tag = 0
-        self.channel.confirm_delivery(self._on_confirmed, callback=lambda _: self._begin())
+        self.channel.confirm_delivery(
+            self.guarded(self._on_confirmed), callback=self.guarded(lambda _: self._begin())
+        )
 
     def on_lost(self) -> None:
         """Keep what is unconfirmed for the next channel, in order."""

@@ -1,0 +1,277 @@
+"""RabbitMQ dies, refuses, hangs and cuts connections: nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from helpers.documents import indicators
+from helpers.ports import free_port
+from helpers.rabbit import RabbitNode
+from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
+from rabbit_helpers import Cluster, exchange_of
+from zmq_helpers import App, Apps, Proxy, ZmqBus, numbered, proxy, rss_bytes
+
+from threatbus.errors import Overflow
+
+#: Messages a second while something breaks.
+RATE = 500
+#: Seconds in which delivery goes on once the broker is ready.
+RESUME_SECS = 3.0 * SCALE
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[RabbitNode]:
+    """A broker that tests kill and start again; each leaves it running."""
+    node = RabbitNode()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
+
+
+class Ways:
+    """Proxies in front of the broker; they are there until the buses of a test are down."""
+
+    def __init__(self, broker: RabbitNode, stack: contextlib.ExitStack) -> None:
+        self._broker = broker
+        self._stack = stack
+
+    def open(self, listen_on: int = 0) -> Proxy:
+        return self._stack.enter_context(proxy(self._broker.port, listen_on))
+
+
+# Before `zmq_apps`, so that it outlives them.
+@pytest.fixture(autouse=True)
+def ways(mortal: RabbitNode) -> Iterator[Ways]:
+    with contextlib.ExitStack() as stack:
+        yield Ways(mortal, stack)
+
+
+@pytest.fixture
+def cluster(mortal: RabbitNode, request: pytest.FixtureRequest) -> Cluster:
+    return Cluster(mortal, exchange_of(request))
+
+
+def backbone_of(bus: ZmqBus) -> Any:
+    """The plugin's inside, to look at what nobody outside can see."""
+    (plugin,) = bus.bus._backbones
+    return plugin._manager.get_plugin("rabbitmq")
+
+
+class Stream(threading.Thread):
+    """Publishes numbered indicators at `RATE`, whatever happens meanwhile."""
+
+    def __init__(self, app: App, count: int) -> None:
+        super().__init__(daemon=True)
+        self._app = app
+        self._count = count
+        self.sent = 0
+        # Made before, in the test's thread: a socket belongs to one thread at a time.
+        self._pub = app.pub
+
+    def run(self) -> None:
+        start = time.monotonic()
+        for number in range(self._count):
+            time.sleep(max(0.0, start + number / RATE - time.monotonic()))
+            self._pub.send(b"stix2/indicator " + numbered(number))
+            self.sent = number + 1
+
+    def has_sent(self, count: int) -> None:
+        eventually(lambda: self.sent >= count, 3 * SOON, f"{count} are sent")
+
+
+def connected(zmq_apps: Apps, bus: ZmqBus) -> tuple[App, App]:
+    """A subscriber and a publisher."""
+    reader = zmq_apps.app(bus).subscribe("stix2").connect().connected()
+    return reader, zmq_apps.app(bus)
+
+
+def test_a_broker_that_is_killed_in_mid_stream_costs_no_message_and_doubles_none(
+    zmq_apps: Apps, cluster: Cluster, mortal: RabbitNode
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones())
+    other = zmq_apps.bus(backbones=cluster.backbones())
+    reader, publisher = connected(zmq_apps, bus)
+    elsewhere, _ = connected(zmq_apps, other)
+    count = 3000
+    stream = Stream(publisher, count)
+    stream.start()
+    stream.has_sent(500)
+    mortal.kill()
+    stream.has_sent(1000)
+    mortal.start()
+    ready = time.monotonic()
+    # What was confirmed before the kill may be with the reader already; the next is not.
+    before = backbone_of(bus)._publisher.confirmed
+    eventually(
+        lambda: backbone_of(bus)._publisher.confirmed > before, what="the broker confirms again"
+    )
+    assert time.monotonic() - ready < RESUME_SECS
+    finished(stream, 3 * SOON)
+    assert reader.receive_until(count - 1) == list(range(count))
+    assert elsewhere.receive_until(count - 1) == list(range(count))
+
+
+def test_a_broker_that_refuses_connections_for_a_while_costs_nothing(
+    ways: Ways, zmq_apps: Apps, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    way = ways.open()
+    bus = zmq_apps.bus(backbones=cluster.backbones(port=way.port))
+    reader, publisher = connected(zmq_apps, bus)
+    stream = Stream(publisher, 2000)
+    stream.start()
+    stream.has_sent(300)
+    with caplog.at_level(logging.WARNING):
+        way.close()
+        stream.has_sent(900)
+    assert f"no connection to 127.0.0.1:{way.port}" in caplog.text
+    ways.open(way.port)
+    finished(stream, 3 * SOON)
+    assert reader.receive_until(1999) == list(range(2000))
+
+
+@pytest.mark.parametrize("place", [1, 7, 1000, 4096, 54_321])
+def test_a_connection_that_is_cut_in_the_middle_of_a_frame_costs_nothing(
+    ways: Ways, zmq_apps: Apps, cluster: Cluster, place: int
+) -> None:
+    way = ways.open()
+    bus = zmq_apps.bus(backbones=cluster.backbones(port=way.port))
+    reader, publisher = connected(zmq_apps, bus)
+    publisher.publish_numbered(0, 100)
+    assert reader.receive_until(99) == list(range(100))
+    before = backbone_of(bus)._publisher.connects
+    way.cut_after(place)
+    publisher.publish_numbered(100, 900)
+    assert reader.receive_until(999) == list(range(100, 1000))
+    assert backbone_of(bus)._publisher.connects > before
+
+
+def test_a_bus_that_starts_before_its_broker_waits_and_says_so(
+    ways: Ways, zmq_apps: Apps, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    with caplog.at_level(logging.INFO):
+        bus = zmq_apps.bus(backbones=cluster.backbones(port=port))
+        reader, publisher = connected(zmq_apps, bus)
+        publisher.publish_numbered(0, 50)
+        bus.accepted(50)
+    assert f"no connection to 127.0.0.1:{port}: Connection refused" in caplog.text
+    ways.open(port)
+    assert reader.receive_until(49) == list(range(50))
+
+
+def test_without_a_broker_inq_fills_up_to_its_bound_and_then_sources_wait(
+    ways: Ways, zmq_apps: Apps, cluster: Cluster
+) -> None:
+    port = free_port()
+    bound = 2000
+    bus = zmq_apps.bus(backbones=cluster.backbones(port=port), queues={"inq_messages": bound})
+    reader, publisher = connected(zmq_apps, bus)
+    publisher.publish_numbered(0, bound)
+    bus.accepted(bound)
+    before = rss_bytes()
+    publisher.publish_numbered(bound, 20_000)
+    eventually(lambda: not bus.bus.intake.writable, what="sources wait")
+    # What was read when it became full is still taken.
+    with pytest.raises(AssertionError, match="more is accepted"):
+        eventually(lambda: bus.bus.intake.accepted > bound + 1000, 0.5, "more is accepted")
+    # This process is the publisher as well: what waits there is its own memory.
+    assert rss_bytes() - before < 20_000 * 1000 + 20 * 2**20
+    ways.open(port)
+    assert reader.receive_until(bound + 20_000 - 1) == list(range(bound + 20_000))
+
+
+def test_a_broker_that_hangs_is_noticed_by_its_heartbeats_and_costs_nothing(
+    ways: Ways, zmq_apps: Apps, cluster: Cluster
+) -> None:
+    way = ways.open()
+    bus = zmq_apps.bus(backbones=cluster.backbones(port=way.port, heartbeat=1))
+    reader, publisher = connected(zmq_apps, bus)
+    publisher.publish_numbered(0, 100)
+    assert reader.receive_until(99) == list(range(100))
+    way.freeze()
+    publisher.publish_numbered(100, 100)
+    assert reader.receive_until(199, 6 * SOON) == list(range(100, 200))
+
+
+def test_a_broker_short_of_memory_is_said_so_and_what_waits_goes_out_when_it_is_over(
+    zmq_apps: Apps, cluster: Cluster, mortal: RabbitNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones())
+    reader, publisher = connected(zmq_apps, bus)
+    with caplog.at_level(logging.INFO):
+        mortal.control("set_vm_memory_high_watermark", "0.000001")
+        try:
+            publisher.publish_numbered(0, 3000)
+            eventually(lambda: "takes no messages for now" in caplog.text)
+        finally:
+            mortal.control("set_vm_memory_high_watermark", "0.4")
+        assert reader.receive_until(2999) == list(range(3000))
+        eventually(lambda: "takes messages again" in caplog.text)
+
+
+def test_stopping_without_a_broker_ends_at_the_drain_timeout_and_counts_what_is_lost(
+    zmq_apps: Apps, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones(port=free_port()), drain_timeout=0.5)
+    bus.bus.intake.put_many(indicators(7))
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        bus.bus.stop()
+    assert time.monotonic() - began < 0.5 + SOON / 5
+    assert "7 messages remain in backbone rabbitmq" in caplog.text
+    with pytest.raises(Overflow):
+        bus.bus.intake.put_many(indicators(1))
+
+
+def test_a_broker_that_hangs_does_not_hold_up_the_end(
+    zmq_apps: Apps, cluster: Cluster, mortal: RabbitNode
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones(), drain_timeout=0.5)
+    mortal.signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        bus.bus.stop()
+        assert time.monotonic() - began < 0.5 + SOON / 2
+    finally:
+        mortal.signal(signal.SIGCONT)
+
+
+def test_a_queue_that_is_deleted_is_made_anew(
+    zmq_apps: Apps, cluster: Cluster, mortal: RabbitNode
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones(1))
+    reader, publisher = connected(zmq_apps, bus)
+    before = backbone_of(bus)._consumer.connects
+    mortal.control("delete_queue", cluster.queue(1))
+    eventually(lambda: backbone_of(bus)._consumer.connects > before)
+    publisher.publish_numbered(0, 10)
+    assert reader.receive_until(9) == list(range(10))
+
+
+def test_a_worker_that_fails_connects_again_and_nothing_is_lost(
+    zmq_apps: Apps, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones())
+    reader, publisher = connected(zmq_apps, bus)
+    consumer = backbone_of(bus)._consumer
+    reads = consumer._read
+    failures = iter([True, False, True])
+
+    def broken(message_id: str | None, body: bytes) -> None:
+        if next(failures, False):
+            raise RuntimeError("a bug")
+        reads(message_id, body)
+
+    monkeypatch.setattr(consumer, "_read", broken)
+    in_threads(lambda: publisher.publish_numbered(0, 500))
+    assert reader.receive_until(499) == list(range(500))
+    assert consumer.failures == 2
