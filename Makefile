@@ -5,7 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := . $(wildcard plugins/apps/*/ plugins/backbones/*/)
 SETUPS := setup.py $(wildcard plugins/*/*/setup.py)
-SOURCES := threatbus plugins tests benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help run install test lint bench clean debian-packages

@@ -1,4 +1,4 @@
-"""`make bench`: the bus beside a bare forwarder, in turn, in one run.
+"""`make bench`: the bus beside its bare counterpart (forwarder, pika pair), in turn, in one run.
 
 Single figures depend on the machine and on what else it does; the ratios are what counts.
 """
@@ -16,8 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from benchmarks import systems
+from benchmarks import amqp, systems
 from benchmarks.load import Result, indicator, readers, run
+from testbed.rabbit import RabbitNode
 
 MIB = 1024 * 1024
 
@@ -69,6 +70,32 @@ def latency(rate: float, count: int, rounds: int) -> None:
     compare("median latency, ms,", lambda r: r.median_latency, 1e3, "at most 2")
     compare("p99 latency, ms,", lambda r: r.p99_latency, 1e3, "under 5 ms")
     compare("processor µs per message", lambda r: r.cpu_seconds / r.messages, 1e6, "")
+
+
+def rabbitmq(count: int, rounds: int) -> None:
+    """ZeroMQ in, RabbitMQ, ZeroMQ out, beside a pika publisher and a pika consumer."""
+    try:
+        node = RabbitNode()
+    except FileNotFoundError as error:
+        _row("messages/s through RabbitMQ", "-", "-", "-", str(error))
+        return
+    ours, theirs = [], []
+    try:
+        node.start()
+        for _ in range(rounds):
+            theirs.append(amqp.bare(node.port, count))
+            with systems.bus(1, backbones=f"{{rabbitmq: {{port: {node.port}}}}}") as system:
+                ours.append(run(system, count))
+    finally:
+        node.close()
+    our_rate, their_rate = (median(r.rate for r in results) for results in (ours, theirs))
+    _row(
+        "messages/s through RabbitMQ, beside pika",
+        f"{our_rate:,.0f}",
+        f"{their_rate:,.0f}",
+        f"{our_rate / their_rate:.2f}",
+        f"at least 0.5; lost: {sum(result.lost for result in ours + theirs)}",
+    )
 
 
 def backlog(count: int) -> None:
@@ -141,7 +168,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default 5)")
-    parser.add_argument("--only", choices=["throughput", "latency", "backlog", "rest"])
+    parser.add_argument("--only", choices=["throughput", "latency", "rabbitmq", "backlog", "rest"])
     options = parser.parse_args()
     rounds = options.rounds
     parts: list[tuple[str, Callable[[], None]]] = [
@@ -149,10 +176,11 @@ def main() -> None:
         ("throughput", lambda: throughput(10, 50_000, rounds, 0.75)),
         ("latency", lambda: latency(200, 1000, min(rounds, 3))),
         ("latency", lambda: latency(5000, 25_000, min(rounds, 3))),
+        ("rabbitmq", lambda: rabbitmq(30_000, min(rounds, 3))),
         ("backlog", lambda: backlog(1_000_000)),
         ("rest", lambda: at_rest(5)),
     ]
-    _row("", "threatbus", "forwarder", "ratio", "goal")
+    _row("", "threatbus", "bare", "ratio", "goal")
     for name, measure in parts:
         if options.only in (None, name):
             measure()

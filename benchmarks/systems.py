@@ -122,7 +122,9 @@ def wait_until_up(endpoint: str) -> float:
 
 
 @contextmanager
-def bus(subscribers: int, *, queues: str = "{}", zmq_keys: str = "") -> Iterator[System]:
+def bus(
+    subscribers: int, *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }"
+) -> Iterator[System]:
     """Run the bus as a user would, with `subscribers` subscriptions to everything."""
     manage, pub, sub = free_ports(3)
     with tempfile.TemporaryDirectory() as directory:
@@ -132,7 +134,7 @@ def bus(subscribers: int, *, queues: str = "{}", zmq_keys: str = "") -> Iterator
             "logging: {console_verbosity: WARNING}\n"
             f"queues: {queues}\n"
             "plugins:\n"
-            "  backbones: {inmem: }\n"
+            f"  backbones: {backbones}\n"
             f"  apps: {{zmq: {{manage: {manage}, pub: {pub}, sub: {sub}{zmq_keys}}}}}\n"
         )
         command = [str(Path(sys.executable).with_name("threatbus")), "-c", str(config)]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from helpers.buses import Buses, OpenApp, TestPlugins
-from helpers.rabbit import RabbitNode
+from helpers.services import rabbit_node
+
+from testbed.rabbit import RabbitNode
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def open_app(plugins: TestPlugins) -> OpenApp:
 @pytest.fixture(scope="session")
 def broker() -> Iterator[RabbitNode]:
     """A RabbitMQ that all tests share: each takes an exchange and queues of its own."""
-    node = RabbitNode()
+    node = rabbit_node()
     try:
         node.start()
         yield node

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from backbone_contract import BackboneContract
-from helpers.rabbit import RabbitNode
 from threatbus_rabbitmq.plugin import RabbitMQBackbone
+
+from testbed.rabbit import RabbitNode
 
 
 class TestRabbitMQ(BackboneContract):

@@ -8,6 +8,8 @@ from typing import NoReturn
 
 import pytest
 
+from testbed.rabbit import RabbitNode
+
 
 def missing(what: str) -> NoReturn:
     """Skip the test on a person's machine; fail it under ``CI=true``, where all must be there."""
@@ -19,3 +21,11 @@ def missing(what: str) -> NoReturn:
 def program(name: str) -> str:
     """Give the path of an installed program; without it the test is skipped, or fails in CI."""
     return shutil.which(name) or missing(f"the program {name}")
+
+
+def rabbit_node(settings: str = "") -> RabbitNode:
+    """Give a RabbitMQ node, to be started and closed; without RabbitMQ as `program`."""
+    try:
+        return RabbitNode(settings)
+    except FileNotFoundError as error:
+        return missing(str(error))

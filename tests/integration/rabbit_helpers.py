@@ -9,8 +9,9 @@ from typing import Any
 import pika
 import pika.exceptions
 import pytest
-from helpers.rabbit import RabbitNode
 from helpers.waiting import SOON, eventually
+
+from testbed.rabbit import RabbitNode
 
 
 class Cluster:

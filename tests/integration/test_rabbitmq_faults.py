@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from helpers.documents import indicators
 from helpers.ports import free_port
-from helpers.rabbit import RabbitNode
+from helpers.services import rabbit_node
 from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
 from rabbit_helpers import Cluster, exchange_of
 from zmq_helpers import App, Apps, Proxy, ZmqBus, numbered, proxy, rss_bytes
 
+from testbed.rabbit import RabbitNode
 from threatbus.errors import Overflow
 
 #: Messages a second while something breaks.
@@ -29,7 +30,7 @@ RESUME_SECS = 3.0 * SCALE
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[RabbitNode]:
     """A broker that tests kill and start again; each leaves it running."""
-    node = RabbitNode()
+    node = rabbit_node()
     try:
         node.start()
         yield node

@@ -13,9 +13,10 @@ import zmq
 from cli_helpers import BusProcess, Process, run, write_config
 from helpers.documents import encode, indicator
 from helpers.ports import free_ports
-from helpers.rabbit import RabbitNode
 from helpers.waiting import SOON, eventually
 from rabbit_helpers import Cluster, exchange_of
+
+from testbed.rabbit import RabbitNode
 
 Nodes = Callable[..., BusProcess]
 

@@ -12,11 +12,11 @@ import pika.exceptions
 import pytest
 from helpers.buses import Buses, OpenApp
 from helpers.documents import encode, indicator, indicator_bytes, indicators, sighting_bytes
-from helpers.rabbit import RabbitNode
 from helpers.waiting import eventually
 from rabbit_helpers import Cluster, OldNode, Peer, exchange_of
 from zmq_helpers import Apps
 
+from testbed.rabbit import RabbitNode
 from threatbus.messages import INDICATOR, SIGHTING
 from threatbus.queues import MessageQueue
 

@@ -1,4 +1,4 @@
-"""A RabbitMQ of the tests' own: on loopback, on free ports, in a directory of its own."""
+"""A RabbitMQ node of one's own: on loopback, on free ports, in a directory of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
-
-from helpers.ports import free_ports
-from helpers.services import missing
-from helpers.waiting import eventually
 
 # The script in /usr/sbin would become the user rabbitmq first.
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -25,12 +22,15 @@ START_SECS = 60.0
 class RabbitNode:
     """One broker. It can be killed and started again, and then has what it had on disk."""
 
-    def __init__(self, settings: str = "", tls_port: int | None = None) -> None:
+    def __init__(self, settings: str = "") -> None:
+        """Prepare it; `settings` go into its rabbitmq.conf.
+
+        Raises FileNotFoundError where the Debian package ``rabbitmq-server`` is missing.
+        """
         if not _SERVER.exists():
-            missing("the Debian package rabbitmq-server")
+            raise FileNotFoundError(f"{_SERVER}: the Debian package rabbitmq-server is missing")
         self.directory = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
-        self.port, mapper, distribution = free_ports(3)
-        self.tls_port = tls_port
+        self.port, mapper, distribution = _free_ports(3)
         for name in ("mnesia", "log", "home"):
             (self.directory / name).mkdir()
         (self.directory / "enabled_plugins").write_text("[].\n")
@@ -60,7 +60,7 @@ class RabbitNode:
         self._server: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the server; returns when it speaks AMQP."""
+        """Start the server; returns when it speaks AMQP, TimeoutError if it never does."""
         with (self.directory / "stdout").open("ab") as output:
             self._server = subprocess.Popen(
                 [_SERVER],
@@ -70,7 +70,11 @@ class RabbitNode:
                 stderr=output,
                 start_new_session=True,
             )
-        eventually(self._speaks, START_SECS, "RabbitMQ speaks AMQP")
+        deadline = time.monotonic() + START_SECS
+        while not self._speaks():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no AMQP at port {self.port} after {START_SECS:.0f} s")
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """Stop the server as a service manager would."""
@@ -116,7 +120,7 @@ class RabbitNode:
     def _speaks(self) -> bool:
         assert self._server is not None
         if self._server.poll() is not None:
-            raise AssertionError((self.directory / "stdout").read_text()[-2000:])
+            raise RuntimeError((self.directory / "stdout").read_text()[-2000:])
         with (
             contextlib.suppress(OSError),
             socket.create_connection(("127.0.0.1", self.port), 1) as probe,
@@ -129,3 +133,11 @@ class RabbitNode:
     def _wait(self) -> None:
         assert self._server is not None
         self._server.wait(30)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -1,0 +1,1 @@
+"""Real services for tests and benchmarks, started on free ports and in directories of their own."""
