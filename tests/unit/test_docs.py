@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 from threatbus_inmem.plugin import InMemoryConfig
+from threatbus_rabbitmq.config import RabbitMQConfig
 from threatbus_zmq.config import ZmqConfig
 
 from threatbus.config import CoreConfig, check_section, yaml12
@@ -35,6 +36,7 @@ SECTIONS: Final[dict[str, Schema]] = {
     **sections_of(CoreConfig),
     "plugins.apps.zmq": ZmqConfig,
     "plugins.backbones.inmem": InMemoryConfig,
+    **sections_of(RabbitMQConfig, "plugins.backbones.rabbitmq"),
 }
 
 

@@ -12,7 +12,6 @@ from threatbus.config import (
     NonNegativeInt,
     Port,
     PositiveInt,
-    Seconds,
     SecondsOrZero,
     Text,
 )
@@ -29,14 +28,16 @@ Prefetch = Annotated[
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The section ``tls``: present, even if empty, it switches TLS on."""
+    """The section ``tls``: whether the connection is encrypted, and who trusts whom."""
 
-    ca: Text | None = None
-    """File with the certificates that are trusted; none: those of the system."""
-    cert: Text | None = None
+    enabled: bool = False
+    """Whether TLS is spoken; the broker's port for it is usually 5671."""
+    ca: str = ""
+    """File with the certificates that are trusted; empty: those of the system."""
+    cert: str = ""
     """File with the certificate of this bus, if the broker asks for one."""
-    key: Text | None = None
-    """File with the key of `cert`; none: it is in the same file."""
+    key: str = ""
+    """File with the key of `cert`; empty: it is in the same file."""
     verify: bool = True
     """Whether the broker's certificate and host name are checked."""
 
@@ -44,8 +45,8 @@ class TlsConfig(msgspec.Struct, frozen=True, kw_only=True):
 class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The section ``queue``: this node's queue. All but the name is fixed when it is first made."""
 
-    name_suffix: str | None = None
-    """What tells this node's queue from the others; none: the host name."""
+    name_suffix: str = ""
+    """What tells this node's queue from the others; empty: the host name."""
     name_join_symbol: str = "."
     """What stands between ``threatbus`` and the suffix."""
     durable: bool = True
@@ -60,8 +61,8 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Quorum queues are replicated in a cluster of brokers."""
     max_items: NonNegativeInt = 0
     """Messages that the queue holds at most, 0 for no limit; RabbitMQ drops the oldest beyond."""
-    expires: Seconds | None = None
-    """Seconds without a consumer after which the queue goes, for nodes that never return."""
+    expires: SecondsOrZero = 0.0
+    """Seconds without a consumer after which the queue goes, for nodes that never return; 0: no."""
 
     @property
     def name(self) -> str:
@@ -79,7 +80,7 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
             found["x-queue-mode"] = "lazy"
         if self.max_items:
             found["x-max-length"] = self.max_items
-        if self.expires is not None:
+        if self.expires:
             found["x-expires"] = max(1, round(self.expires * 1000))
         return found
 
@@ -102,7 +103,7 @@ class RabbitMQConfig(msgspec.Struct, frozen=True, kw_only=True):
     exchange_durable: bool = True
     """Whether the exchange survives a restart of the broker, where this node has to make it."""
     queue: QueueConfig = QueueConfig()
-    tls: TlsConfig | None = None
+    tls: TlsConfig = TlsConfig()
     heartbeat: Heartbeat = 10
     """Seconds after which a broker that does not answer counts as gone."""
     prefetch: Prefetch = 1000

@@ -60,22 +60,26 @@ def parameters(config: RabbitMQConfig) -> pika.ConnectionParameters:
             "TCP_KEEPCNT": 5,
         },
         stack_timeout=2 * CONNECT_TIMEOUT_SECS,
-        ssl_options=None if config.tls is None else _tls(config.tls, config.host),
+        ssl_options=_tls(config.tls, config.host) if config.tls.enabled else None,
         client_properties={"connection_name": config.queue.name},
     )
 
 
 def _tls(tls: TlsConfig, host: str) -> pika.SSLOptions:
     section = "plugins.backbones.rabbitmq.tls"
-    for key, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
-        if file is not None and not Path(file).is_file():
-            raise InvalidConfig([ConfigError(f"{section}.{key}", file, "a file that is there")])
+    missing = [
+        ConfigError(f"{section}.{key}", file, "a file that is there")
+        for key, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key))
+        if file and not Path(file).is_file()
+    ]
+    if missing:
+        raise InvalidConfig(missing)
     key = "ca"
     try:
-        context = ssl.create_default_context(cafile=tls.ca)
-        if tls.cert is not None:
+        context = ssl.create_default_context(cafile=tls.ca or None)
+        if tls.cert:
             key = "cert"
-            context.load_cert_chain(tls.cert, tls.key)
+            context.load_cert_chain(tls.cert, tls.key or None)
     except (OSError, ssl.SSLError) as error:
         allowed = f"a readable PEM file ({error})"
         found = str(getattr(tls, key))

@@ -1,0 +1,107 @@
+"""Bodies, ids and names of the RabbitMQ backbone."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pytest
+from helpers.documents import (
+    envelope_message,
+    indicator,
+    indicator_message,
+    request_message,
+    sighting,
+    sighting_message,
+)
+from threatbus_rabbitmq.config import QueueConfig
+from threatbus_rabbitmq.consumer import RecentIds
+from threatbus_rabbitmq.mapping import BodyReader, NodeIds
+
+from threatbus.border import Border
+from threatbus.data import MessageType
+from threatbus.errors import Rejected
+from threatbus.messages import Message
+
+reader = BodyReader(Border())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        indicator_message(),
+        indicator_message(x_custom={"deep": [1]}, pattern="[a:b = 'c'] FOLLOWEDBY [a:b = 'd']"),
+        sighting_message(),
+        request_message(MessageType.SIGHTING, "some-id"),
+        envelope_message("some-id", indicator()),
+        envelope_message("some-id", sighting()),
+    ],
+    ids=lambda message: message.topic,
+)
+def test_a_body_gives_the_message_that_it_was(message: Message) -> None:
+    read = reader.read(message.data)
+    assert (read.topic, read.data) == (message.topic, message.data)
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({"type": "malware"}, "malware"),
+        ({"type": "snapshotrequest", "snapshot_type": 1}, "snapshot"),
+        ({"type": "snapshotrequest", "snapshot_type": 9, "snapshot_id": "x", "snapshot": 1.0}, "9"),
+        (
+            {
+                "type": "snapshotenvelope",
+                "snapshot_type": MessageType.SIGHTING.value,
+                "snapshot_id": "x",
+                "body": indicator(),
+            },
+            "not of its snapshot_type",
+        ),
+        (
+            {
+                "type": "snapshotenvelope",
+                "snapshot_type": MessageType.INDICATOR.value,
+                "snapshot_id": "x",
+                "body": {"type": "indicator"},
+            },
+            "",
+        ),
+        ([], ""),
+    ],
+)
+def test_a_body_that_is_no_message_is_rejected_with_a_reason(document: Any, reason: str) -> None:
+    with pytest.raises(Rejected) as raised:
+        reader.read(json.dumps(document).encode())
+    assert reason in raised.value.reason
+    assert raised.value.reason
+
+
+def test_an_id_of_this_run_comes_back_as_the_number_that_it_was() -> None:
+    ids = NodeIds()
+    assert ids.from_wire(ids.to_wire(17)) == 17
+
+
+@pytest.mark.parametrize("found", ["", "17", "other:17", ":", "\u0661"])
+def test_any_other_id_stays_the_text_that_it_is(found: str) -> None:
+    assert NodeIds().from_wire(found) == found
+
+
+def test_ids_of_two_runs_never_meet() -> None:
+    here, there = NodeIds(), NodeIds()
+    assert here.to_wire(1) != there.to_wire(1)
+    assert there.from_wire(here.to_wire(1)) == here.to_wire(1)
+
+
+def test_as_many_ids_are_remembered_as_said_and_the_oldest_are_forgotten() -> None:
+    recent = RecentIds(3)
+    assert [recent.is_new(each) for each in "abcabc"] == [True] * 3 + [False] * 3
+    assert recent.is_new("d")
+    assert not recent.is_new("b")
+    assert recent.is_new("a")
+
+
+def test_a_queue_is_named_after_the_host_unless_told_otherwise() -> None:
+    assert QueueConfig().name == f"threatbus.{socket.gethostname()}"
+    assert QueueConfig(name_join_symbol="-", name_suffix="x").name == "threatbus-x"
