@@ -1,0 +1,1 @@
+"""The MISP app plugin of Threat Bus: indicators in, sightings out."""
