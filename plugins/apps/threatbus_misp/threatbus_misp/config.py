@@ -1,0 +1,129 @@
+"""The section ``plugins.apps.misp``: one MISP, or several under ``instances``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from threatbus.config import Host, NonNegativeInt, Port, Seconds, SecondsOrZero, Text
+from threatbus.errors import ConfigError, InvalidConfig
+
+Days = Annotated[float, msgspec.Meta(ge=0, description="a number of days, or 0")]
+ThreatLevel = Annotated[
+    int, msgspec.Meta(ge=1, le=4, description="1 (high), 2 (medium), 3 (low) or 4 (any)")
+]
+
+
+class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section ``api``: MISP's REST API. Without a key it is not used."""
+
+    host: Text = "https://localhost"
+    """MISP's address."""
+    ssl: bool | Text = True
+    """Whether its certificate is checked, or the file with the certificates to trust."""
+    key: str = ""
+    """The key of the user that the bus is to MISP."""
+    timeout: Seconds = 30.0
+    """Seconds that MISP may take for an answer."""
+
+
+class FilterConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One filter: within a list any value will do, and each list that is there has to match."""
+
+    orgs: list[str | int] = []
+    """Organisations that created the event: id, name or UUID."""
+    types: list[str] = []
+    """Types of attributes."""
+    tags: list[str] = []
+    """Tags of the attribute or of its event."""
+
+
+class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section ``zmq``: MISP's ZeroMQ publisher."""
+
+    host: Host = "localhost"
+    """Where it listens."""
+    port: Port = 50000
+    """Its port."""
+    username: str = ""
+    """User name, if MISP asks for one (PLAIN)."""
+    password: str = ""
+    """Password of `username`."""
+    silence: Seconds = 60.0
+    """Seconds without a sign of life, which MISP gives every 10 s, after which messages are missing."""
+
+
+class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section ``kafka``: the Kafka that MISP publishes to."""
+
+    topics: list[Text] = []
+    """Topics that MISP writes."""
+    poll_interval: Seconds = 1.0
+    """Seconds that one poll waits at most."""
+    config: dict[str, Any] = {}
+    """Settings of librdkafka, passed on as they are."""
+
+
+class SightingsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section ``sightings``: those that the bus reports to MISP."""
+
+    enabled: bool = True
+    """Whether sightings on the bus are reported to MISP."""
+    by_value: bool = False
+    """Whether one of no known attribute marks every attribute of its value."""
+
+
+class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One MISP."""
+
+    api: ApiConfig = ApiConfig()
+    zmq: ZmqConfig | None = None
+    kafka: KafkaConfig | None = None
+    sightings: SightingsConfig = SightingsConfig()
+    filter: list[FilterConfig] = []
+    """What is let through: what at least one filter matches; none: everything."""
+    exclude_tags: list[str] = []
+    """Tags of attribute or event that keep an attribute off the bus, whatever the filters say."""
+    threat_level: ThreatLevel = 4
+    """Least threat level of the event: 1 (high) to 4 (undefined)."""
+    published_only: bool = False
+    """Whether changes wait until MISP publishes their event."""
+    warninglists: bool = False
+    """Whether what is asked for over REST leaves out what is on MISP's warninglists."""
+    false_positive_limit: NonNegativeInt = 0
+    """False positives after which an indicator is withdrawn; 0: never."""
+    valid_for: dict[str, Days] = {}
+    """Days that an indicator is valid, by attribute type; ``default`` for all others."""
+    backfill: Days = 0.0
+    """Days of history that the first start publishes."""
+    full_comparison: SecondsOrZero = 86_400.0
+    """Seconds between two comparisons of everything that was published with MISP; 0: never."""
+
+
+class MispConfig(InstanceConfig, frozen=True, kw_only=True):
+    """The section ``plugins.apps.misp``."""
+
+    instances: dict[str, InstanceConfig] = {}
+    """Several MISPs by name, instead of the keys above."""
+
+    def __post_init__(self) -> None:
+        """Check what belongs together; raises `InvalidConfig`."""
+        errors = []
+        for name, each in self.by_name.items():
+            path = "plugins.apps.misp" + (f".instances.{name}" if self.instances else "")
+            if each.kafka is not None and not each.kafka.topics:
+                errors.append(
+                    ConfigError(f"{path}.kafka.topics", "empty", "topics that MISP writes")
+                )
+            if each.zmq is None and each.kafka is None and not each.api.key:
+                errors.append(
+                    ConfigError(path, "without any source", "a MISP with zmq, kafka, or an api.key")
+                )
+        if errors:
+            raise InvalidConfig(errors)
+
+    @property
+    def by_name(self) -> dict[str, InstanceConfig]:
+        """All instances; the old form with one has the name ``misp``."""
+        return dict(self.instances) if self.instances else {"misp": self}

@@ -1,0 +1,202 @@
+"""What was published of one MISP: the index on disk that changes are compared with.
+
+MISP names the value of a deleted attribute only sometimes, tells of a deleted event without its
+attributes, and of much not at all. What the index holds is enough to withdraw the right indicator,
+and to tell what has changed while nobody listened.
+
+Messages are written to the index (`outbox`) in the transaction that says they were published, and
+taken out when the bus has passed them on: whenever the bus is killed, none is lost, and one may
+come twice with the same id and `modified`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from threatbus.errors import ThreatBusError
+
+#: Changes when the tables do; an index of another version is made anew, and healing fills it.
+VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE attributes (
+    uuid TEXT PRIMARY KEY, event TEXT NOT NULL, pattern TEXT NOT NULL, pattern_type TEXT NOT NULL,
+    created TEXT NOT NULL, modified TEXT NOT NULL, published INTEGER NOT NULL,
+    content BLOB NOT NULL, false_positives INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX attributes_by_event ON attributes (event);
+CREATE TABLE events (uuid TEXT PRIMARY KEY, id TEXT NOT NULL, context BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX events_by_id ON events (id);
+CREATE TABLE outbox (number INTEGER PRIMARY KEY, topic TEXT NOT NULL, data BLOB NOT NULL);
+CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class IndexUnusable(ThreatBusError):
+    """The index cannot be opened or written: the disk is full, or the file is not ours."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What is known of one attribute that was published."""
+
+    uuid: str
+    event: str
+    pattern: str
+    pattern_type: str
+    #: STIX timestamps of the first version and of the newest one.
+    created: str
+    modified: str
+    #: Whether the newest version is an indicator that holds, rather than its withdrawal.
+    published: bool
+    #: Tells whether anything but the timestamps has changed.
+    content: bytes
+    false_positives: int = 0
+
+
+class Index:
+    """One SQLite file. Its owner sees to it that one thread at a time calls it.
+
+    Everything happens within `transaction`, and is on disk when that has ended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the index, a new one if there is none; raises `IndexUnusable`."""
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
+            elif version != VERSION:
+                raise IndexUnusable(
+                    f"{path} is of version {version}, this is {VERSION}: move it away, and the bus "
+                    "compares all that there is"
+                )
+        except (sqlite3.Error, OSError) as error:
+            raise IndexUnusable(f"the index {path} cannot be used: {error}") from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Write all of what happens within, or nothing of it; raises `IndexUnusable`."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise IndexUnusable(f"the index {self._path} cannot be written: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    # Attributes.
+
+    def entry(self, uuid: str) -> Entry | None:
+        """Give what is known of an attribute."""
+        row = self._db.execute("SELECT * FROM attributes WHERE uuid = ?", (uuid,)).fetchone()
+        return _entry(row) if row else None
+
+    def entries_of(self, event: str) -> list[Entry]:
+        """Give what is known of an event's attributes."""
+        rows = self._db.execute("SELECT * FROM attributes WHERE event = ?", (event,)).fetchall()
+        return [_entry(row) for row in rows]
+
+    def put(self, entry: Entry) -> None:
+        """Remember an attribute."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.uuid,
+                entry.event,
+                entry.pattern,
+                entry.pattern_type,
+                entry.created,
+                entry.modified,
+                entry.published,
+                entry.content,
+                entry.false_positives,
+            ),
+        )
+
+    def published(self, after: str = "", limit: int = 1000) -> list[Entry]:
+        """Give the next published attributes in the order of their UUIDs, from `after` on."""
+        rows = self._db.execute(
+            "SELECT * FROM attributes WHERE uuid > ? AND published ORDER BY uuid LIMIT ?",
+            (after, limit),
+        ).fetchall()
+        return [_entry(row) for row in rows]
+
+    # Events.
+
+    def event(self, uuid: str) -> bytes | None:
+        """Give what was remembered of an event."""
+        row = self._db.execute("SELECT context FROM events WHERE uuid = ?", (uuid,)).fetchone()
+        return row[0] if row else None
+
+    def event_with_id(self, number: str) -> str | None:
+        """Give the UUID of the event that has this id in its MISP."""
+        row = self._db.execute("SELECT uuid FROM events WHERE id = ?", (number,)).fetchone()
+        return row[0] if row else None
+
+    def put_event(self, uuid: str, number: str, context: bytes) -> None:
+        """Remember an event."""
+        self._db.execute("INSERT OR REPLACE INTO events VALUES (?, ?, ?)", (uuid, number, context))
+
+    def forget_event(self, uuid: str) -> None:
+        """Forget an event; its attributes stay, withdrawn or not."""
+        self._db.execute("DELETE FROM events WHERE uuid = ?", (uuid,))
+
+    def events(self, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """Give UUID and id of the next events in the order of their UUIDs, from `after` on."""
+        return self._db.execute(
+            "SELECT uuid, id FROM events WHERE uuid > ? ORDER BY uuid LIMIT ?", (after, limit)
+        ).fetchall()
+
+    # Messages that the bus may not have passed on yet.
+
+    def put_out(self, messages: Sequence[tuple[str, bytes]]) -> int:
+        """Remember messages (topic and document) until `settle`; gives the newest one's number."""
+        number = 0
+        for topic, data in messages:
+            cursor = self._db.execute(
+                "INSERT INTO outbox (topic, data) VALUES (?, ?)", (topic, data)
+            )
+            number = cursor.lastrowid or 0
+        return number
+
+    def outbox(self) -> list[tuple[str, bytes]]:
+        """Give the messages that were not settled, in order."""
+        return self._db.execute("SELECT topic, data FROM outbox ORDER BY number").fetchall()
+
+    def settle(self, number: int) -> None:
+        """Forget the messages up to `number`."""
+        self._db.execute("DELETE FROM outbox WHERE number <= ?", (number,))
+
+    # Notes, such as until when everything is known.
+
+    def note(self, name: str) -> str | None:
+        """Give a note."""
+        row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def put_note(self, name: str, value: str) -> None:
+        """Write a note."""
+        self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+
+def _entry(row: tuple[object, ...]) -> Entry:
+    return msgspec.convert(
+        dict(zip(Entry.__struct_fields__, row, strict=True)), Entry, strict=False
+    )
