@@ -15,13 +15,13 @@ from helpers.documents import indicators
 from helpers.waiting import in_threads
 from threatbus_zmq import publisher as module
 from threatbus_zmq.connections import Connection, connection, hang_up, is_established, stands
-from threatbus_zmq.endpoint import Wakeup
 from threatbus_zmq.mapping import Heads
 from threatbus_zmq.pipes import PIPE_BYTES, SEND_MARK, Outflow
 from threatbus_zmq.publisher import UNDER_WAY_BYTES, Publisher, Window
 
 from threatbus.messages import INDICATOR, Message
 from threatbus.queues import MessageQueue, size_of
+from threatbus.wakeup import Wakeup
 
 
 def batch(count: int, size: int = 500) -> list[Message]:

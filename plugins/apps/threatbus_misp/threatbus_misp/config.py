@@ -51,7 +51,7 @@ class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
     password: str = ""
     """Password of `username`."""
     silence: Seconds = 60.0
-    """Seconds without a sign of life, which MISP gives every 10 s, after which messages are missing."""
+    """Seconds without a sign of life, one of which comes every 10 s, that count as a gap."""
 
 
 class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,7 +49,7 @@ class KafkaSource(StoppableWorker):
                 self._receive()
             except KafkaUnusable as error:
                 delay = self._backoff.next()
-                logger.error("%s: %s; tried again in %.0f s", self.name, error, delay)
+                logger.warning("%s: %s; tried again in %.0f s", self.name, error, delay)
                 self._stop_asked.wait(delay)
 
     def _receive(self) -> None:

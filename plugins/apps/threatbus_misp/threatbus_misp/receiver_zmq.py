@@ -48,9 +48,10 @@ _REFUSED: Final = (
 class ZmqSource(StoppableWorker):
     """Receives from one MISP's publisher.
 
-    Started by the instance. It blocks in one poll on the SUB socket, its monitor and a `Wakeup` that
-    `stop` triggers; `take` blocks while the bus cannot take more. `on_gap` is called with a reason
-    whenever messages may have been missed. It ends after `stop`; a failure opens the sockets anew.
+    Started by the instance. It blocks in one poll on the SUB socket, its monitor and a `Wakeup`
+    that `stop` triggers; `take` blocks while the bus cannot take more. `on_gap` is called with a
+    reason whenever messages may have been missed. It ends after `stop`; a failure opens the
+    sockets anew.
     """
 
     def __init__(
