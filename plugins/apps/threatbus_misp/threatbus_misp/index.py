@@ -27,7 +27,7 @@ _SCHEMA = """
 CREATE TABLE attributes (
     uuid TEXT PRIMARY KEY, event TEXT NOT NULL, pattern TEXT NOT NULL, pattern_type TEXT NOT NULL,
     created TEXT NOT NULL, modified TEXT NOT NULL, published INTEGER NOT NULL,
-    content BLOB NOT NULL, false_positives INTEGER NOT NULL
+    content BLOB NOT NULL, false_positives INTEGER NOT NULL, expired_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX attributes_by_event ON attributes (event);
 CREATE TABLE events (uuid TEXT PRIMARY KEY, id TEXT NOT NULL, context BLOB NOT NULL) WITHOUT ROWID;
@@ -56,6 +56,8 @@ class Entry(msgspec.Struct, frozen=True):
     #: Tells whether anything but the timestamps has changed.
     content: bytes
     false_positives: int = 0
+    #: Epoch of the sighting that said it has expired; it returns with a later edit.
+    expired_at: int = -1
 
 
 class Index:
@@ -116,7 +118,7 @@ class Index:
     def put(self, entry: Entry) -> None:
         """Remember an attribute."""
         self._db.execute(
-            "INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 entry.uuid,
                 entry.event,
@@ -127,6 +129,7 @@ class Index:
                 entry.published,
                 entry.content,
                 entry.false_positives,
+                entry.expired_at,
             ),
         )
 

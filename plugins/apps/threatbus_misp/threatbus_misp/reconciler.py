@@ -1,0 +1,505 @@
+"""Brings the bus in line with what MISP says: compares it with the index, publishes the difference.
+
+Whatever the source (a message, a REST answer, a whole event), the question is the same: is this
+attribute to be on the bus, and is it there as it is? So a message that comes twice, or a comparison
+of everything, publishes nothing that is there already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from threatbus.errors import Overflow, Rejected
+from threatbus.logger import RateLimited
+from threatbus.messages import INDICATOR, SIGHTING, Message
+from threatbus_misp.config import InstanceConfig
+from threatbus_misp.filters import Context, Filters
+from threatbus_misp.index import Entry, Index
+from threatbus_misp.mapping import indicators, model, sightings
+from threatbus_misp.mapping.model import Attribute, Event, Tag
+
+logger = logging.getLogger("threatbus.misp")
+
+#: Messages that wait to be settled before sources wait: see `Index`.
+MAX_UNSETTLED: Final = 100_000
+
+
+class Put(Protocol):
+    """Hands messages to the bus; waits while it cannot take more, `Overflow` when it stops."""
+
+    def __call__(self, messages: Sequence[Message]) -> None:
+        """Hand them over."""
+
+
+@dataclass
+class Counters:
+    """What has happened, since the start."""
+
+    published: int = 0
+    withdrawn: int = 0
+    sightings: int = 0
+    unchanged: int = 0
+    filtered: int = 0
+    unmapped: int = 0
+    held: int = 0
+    rejected: int = 0
+
+
+class Reconciler:
+    """Compares and publishes for one MISP.
+
+    Sources, healing and refreshing call it from their threads; one lock orders them, and messages
+    reach the bus in the order in which the index says they were published. `refresh` takes the id
+    or UUID of an event that has to be asked for over REST; `reject` a reason and the bytes of what
+    cannot be read. Everything a caller has passed in is on disk when the call returns.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: InstanceConfig,
+        index: Index,
+        put: Put,
+        refresh: Callable[[str], bool],
+        reject: Callable[[str, bytes], None],
+        is_ours: Callable[[str, str, int], bool],
+        now: Callable[[], float],
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._filters = Filters(config)
+        self._index = index
+        self._put = put
+        self._refresh = refresh
+        self._reject = reject
+        self._is_ours = is_ours
+        self._now = now
+        self._log = RateLimited(logger)
+        # Guards the index and what follows, and orders what is handed to the bus.
+        self._lock = threading.Lock()
+        self._out: list[Message] = []
+        self._last_number = 0
+        self.counters = Counters()
+
+    # Messages of MISP.
+
+    def take(self, documents: Sequence[bytes]) -> None:
+        """Apply messages of MISP (the JSON of each), in order. What is broken is rejected."""
+        with self._lock:
+            with self._index.transaction():
+                for data in documents:
+                    self._take_one(data)
+                self._write_out()
+            self._hand_over()
+
+    def _take_one(self, data: bytes) -> None:
+        try:
+            keys = _KEYS.decode(data)
+            if keys.attribute is not msgspec.UNSET:
+                self._on_attribute(model.decode_attribute_message(data))
+            elif keys.sighting is not msgspec.UNSET:
+                self._on_sighting(model.decode_sighting_message(data))
+            elif keys.event is not msgspec.UNSET:
+                self._on_event(model.decode_event_message(data))
+            elif keys.tag is not msgspec.UNSET:
+                self._on_tag(model.decode_tag_message(data))
+            else:
+                raise Rejected("no Attribute, Event, Tag or Sighting")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self._note_rejected(f"not a JSON object: {error}", data)
+        except Rejected as error:
+            self._note_rejected(error.reason, data)
+
+    def _note_rejected(self, reason: str, data: bytes) -> None:
+        self.counters.rejected += 1
+        self._reject(reason, data)
+
+    def _on_attribute(self, message: model.AttributeMessage) -> None:
+        attribute = message.attribute
+        attribute.object = attribute.object or message.object
+        action = message.action
+        if action not in ("add", "edit", "soft-delete", "delete"):
+            raise Rejected(f"attribute {attribute.uuid}: unknown action {action!r:.50}")
+        event = message.event or attribute.event
+        if self._config.published_only:
+            # Any of this unpublishes the event in MISP, whatever the message says of it.
+            self._hold(f"attribute {attribute.uuid}")
+            return
+        if action in ("soft-delete", "delete") or attribute.deleted:
+            self._withdraw(self._index.entry(attribute.uuid))
+            return
+        context = self._context_of(event, attribute)
+        self._reconcile(attribute, context)
+
+    def _on_event(self, message: model.EventMessage) -> None:
+        event, action = message.event, message.action
+        if not isinstance(event, Event):
+            # What a pull brought is only named.
+            self._ask(str(event))
+            return
+        event.orgc = event.orgc or message.orgc
+        event.event_tags = event.event_tags or message.event_tags
+        uuid = _uuid_of(event)
+        if action == "delete":
+            self._on_event_gone(uuid)
+        elif action in (None, "", "publish"):
+            self._on_whole_event(event)
+        elif action in ("add", "edit"):
+            self._on_event_changed(event)
+        else:
+            raise Rejected(f"event {uuid}: unknown action {action!r:.50}")
+
+    def _on_event_changed(self, event: Event) -> None:
+        """Note what an event says of itself; its attributes' indicators may have to say so, too."""
+        if self._config.published_only:
+            self._hold(f"event {event.uuid}")
+            return
+        uuid = _uuid_of(event)
+        known = self._known(uuid)
+        context = self._remember(event, known)
+        if known is not None and context != known and self._index.entries_of(uuid):
+            self._ask(uuid)
+
+    def _on_tag(self, message: model.TagMessage) -> None:
+        tag, action = message.tag, message.action or ""
+        if not action.startswith(("attached to", "detached from")):
+            # Of the tag itself, which no attribute feels.
+            return
+        if self._config.published_only:
+            self._hold(f"event {tag.event_id}")
+            return
+        # The message says neither what else is tagged nor how the attribute is: ask.
+        if tag.event_id is not None and not self._ask(str(tag.event_id)):
+            self._retag(tag, action)
+
+    def _retag(self, tag: model.AttachedTag, action: str) -> None:
+        """Keep an event's tags up to date where there is no REST: they count from now on."""
+        uuid = self._index.event_with_id(str(tag.event_id))
+        known = self._known(uuid) if uuid else None
+        if known is None or tag.attribute_id is not None:
+            return
+        tags = [each for each in known.tags or () if each[0] != tag.name]
+        if action.startswith("attached"):
+            tags.append((tag.name, tag.exportable is not False))
+        self._put_context(msgspec.structs.replace(known, tags=tuple(tags)))
+
+    def _on_sighting(self, message: model.SightingMessage) -> None:
+        sighting = message.sighting
+        attribute = sighting.attribute
+        uuid = attribute.uuid if attribute is not None else (sighting.attribute_uuid or "")
+        if not uuid:
+            raise Rejected(f"sighting {sighting.uuid}: names no attribute")
+        added = message.action != "delete"
+        entry = self._index.entry(uuid)
+        kind = sightings.kind_of(sighting)
+        if kind is sightings.Kind.EXPIRATION:
+            if added and entry is not None:
+                self._expire(entry, sighting)
+            return
+        if kind is sightings.Kind.FALSE_POSITIVE and entry is not None:
+            self._count_false_positive(entry, 1 if added else -1)
+        if not added or self._is_ours(uuid, sighting.source or "", sighting.date_sighting or 0):
+            return
+        self.counters.sightings += 1
+        self._out.append(Message(SIGHTING, sightings.to_stix(sighting, uuid)))
+
+    # Whole events.
+
+    def apply_event(self, event: Event) -> None:
+        """Apply an event as it is in MISP: what it no longer holds is withdrawn."""
+        with self._lock:
+            with self._index.transaction():
+                if self._config.published_only and not event.published:
+                    self._hold(f"event {event.uuid}")
+                else:
+                    self._on_whole_event(event)
+                self._write_out()
+            self._hand_over()
+
+    def event_gone(self, uuid: str) -> None:
+        """Withdraw all of an event that MISP no longer has."""
+        with self._lock:
+            with self._index.transaction():
+                self._on_event_gone(uuid)
+                self._write_out()
+            self._hand_over()
+
+    def apply_attributes(self, found: Iterable[Attribute]) -> None:
+        """Apply attributes that REST has answered, each with its event and its event's tags."""
+        with self._lock:
+            with self._index.transaction():
+                for attribute in found:
+                    self._apply_answer(attribute)
+                self._write_out()
+            self._hand_over()
+
+    def _apply_answer(self, attribute: Attribute) -> None:
+        event = attribute.event
+        if self._config.published_only and not (event is not None and event.published):
+            self._hold(f"attribute {attribute.uuid}")
+        elif attribute.deleted:
+            self._withdraw(self._index.entry(attribute.uuid))
+        else:
+            self._reconcile(attribute, self._context_of(event, attribute))
+
+    def _on_whole_event(self, event: Event) -> None:
+        uuid = _uuid_of(event)
+        event.tags = event.tags or []
+        context = self._remember(event, self._known(uuid))
+        present = set()
+        for attribute in model.members(event):
+            if isinstance(attribute, Rejected):
+                self._note_rejected(attribute.reason, b"")
+                continue
+            present.add(attribute.uuid)
+            if attribute.deleted:
+                self._withdraw(self._index.entry(attribute.uuid))
+            else:
+                self._reconcile(attribute, context)
+        for entry in self._index.entries_of(uuid):
+            if entry.uuid not in present:
+                self._withdraw(entry)
+
+    def _on_event_gone(self, uuid: str) -> None:
+        for entry in self._index.entries_of(uuid):
+            self._withdraw(entry)
+        self._index.forget_event(uuid)
+
+    # One attribute.
+
+    def _reconcile(self, attribute: Attribute, event: Context | None) -> None:
+        """Publish, withdraw, or leave as it is."""
+        entry = self._index.entry(attribute.uuid)
+        if not attribute.to_ids:
+            self._withdraw(entry)
+            return
+        tags = [tag.name for tag in attribute.tags or ()]
+        if self._filters.needs_tags and (event is None or event.tags is None):
+            reference = event.uuid if event is not None else str(attribute.event_id or "")
+            if reference and self._ask(reference):
+                # The whole event comes, and this attribute with it.
+                return
+        event_tags = event.tags or () if event is not None else ()
+        if not self._filters.let_pass(attribute.type, [*tags, *(t for t, _ in event_tags)], event):
+            self.counters.filtered += 1
+            self._withdraw(entry)
+            return
+        draft = indicators.draft_of(
+            attribute,
+            _event_of(event),
+            [Tag(name, exportable=exportable) for name, exportable in event_tags],
+            valid_for=self._lifetime(attribute.type),
+            base_url=self._config.api.host if self._config.api.key else None,
+        )
+        if isinstance(draft, str):
+            self.counters.unmapped += 1
+            self._log.log(
+                f"unmapped {attribute.type}",
+                logging.INFO,
+                "%s: attribute %s makes no indicator: %s",
+                self._name,
+                attribute.uuid,
+                draft,
+            )
+            self._withdraw(entry)
+            return
+        if self._is_held_back(entry, attribute):
+            return
+        content = hashlib.blake2b(draft.content, digest_size=12).digest()
+        if entry is not None and entry.published and entry.content == content:
+            self.counters.unchanged += 1
+            return
+        finished = draft.finish(
+            created=entry.created if entry is not None else None,
+            last_modified=entry.modified if entry is not None else None,
+        )
+        self.counters.published += 1
+        self._out.append(Message(INDICATOR, finished.data))
+        self._index.put(
+            Entry(
+                uuid=attribute.uuid,
+                event=event.uuid if event is not None else "",
+                pattern=draft.pattern.text,
+                pattern_type=draft.pattern.pattern_type,
+                created=finished.created,
+                modified=finished.modified,
+                published=True,
+                content=content,
+                false_positives=entry.false_positives if entry is not None else 0,
+            )
+        )
+
+    def _is_held_back(self, entry: Entry | None, attribute: Attribute) -> bool:
+        """Say whether sightings have withdrawn what has not been edited since."""
+        if entry is None:
+            return False
+        limit = self._config.false_positive_limit
+        if limit and entry.false_positives >= limit:
+            return True
+        return (attribute.timestamp or 0) <= entry.expired_at
+
+    def _withdraw(self, entry: Entry | None, **changes: Any) -> None:
+        if entry is None:
+            return
+        if entry.published:
+            data, modified = indicators.withdrawal_of(
+                entry.uuid,
+                entry.pattern,
+                entry.pattern_type,
+                created=entry.created,
+                last_modified=entry.modified,
+                now=self._now(),
+            )
+            self.counters.withdrawn += 1
+            self._out.append(Message(INDICATOR, data))
+            changes |= {"published": False, "modified": modified}
+        if changes:
+            self._index.put(msgspec.structs.replace(entry, **changes))
+
+    def _expire(self, entry: Entry, sighting: model.Sighting) -> None:
+        self._withdraw(entry, expired_at=sighting.date_sighting or int(self._now()))
+
+    def _count_false_positive(self, entry: Entry, by: int) -> None:
+        count = max(0, entry.false_positives + by)
+        limit = self._config.false_positive_limit
+        if limit and count >= limit:
+            self._withdraw(entry, false_positives=count)
+            return
+        self._index.put(msgspec.structs.replace(entry, false_positives=count))
+        if limit and by < 0 and count == limit - 1 and not entry.published:
+            # Nothing speaks against it any more.
+            self._ask(entry.event)
+
+    def _lifetime(self, kind: str) -> float | None:
+        """Give the seconds that an indicator of this type is valid; None: for ever."""
+        days = self._config.valid_for.get(kind, self._config.valid_for.get("default", 0.0))
+        return days * 86_400 or None
+
+    # Events.
+
+    def _known(self, uuid: str) -> Context | None:
+        data = self._index.event(uuid)
+        return _CONTEXTS.decode(data) if data is not None else None
+
+    def _context_of(self, event: Event | None, attribute: Attribute) -> Context | None:
+        """Give what is known of an attribute's event, with what its message adds."""
+        if event is None or not event.uuid:
+            uuid = self._index.event_with_id(str(attribute.event_id or ""))
+            return self._known(uuid) if uuid else None
+        return self._remember(event, self._known(event.uuid))
+
+    def _remember(self, event: Event, known: Context | None) -> Context:
+        uuid = _uuid_of(event)
+        said = event.tags is not None or event.event_tags is not None
+        tags = tuple((tag.name, tag.exportable is not False) for tag in event.all_tags())
+        orgc = event.orgc
+        context = Context(
+            uuid=uuid,
+            id=str(event.id or (known.id if known else "")),
+            info=event.info or (known.info if known else ""),
+            threat_level=event.threat_level_id or (known.threat_level if known else 4),
+            org=(
+                (str(orgc.id or event.orgc_id or ""), orgc.uuid or "", orgc.name or "")
+                if orgc is not None
+                else (known.org if known else (str(event.orgc_id or ""), "", ""))
+            ),
+            tags=tags if said else (known.tags if known else None),
+        )
+        if context != known:
+            self._put_context(context)
+        return context
+
+    def _put_context(self, context: Context) -> None:
+        self._index.put_event(context.uuid, context.id, msgspec.json.encode(context))
+
+    def _ask(self, event: str) -> bool:
+        """Have an event asked for over REST; False where there is none to ask."""
+        if self._refresh(event):
+            return True
+        self._log.log(
+            "no api",
+            logging.WARNING,
+            "%s: event %s has changed in a way that only REST can tell, and there is no api.key",
+            self._name,
+            event,
+        )
+        return False
+
+    def _hold(self, what: str) -> None:
+        self.counters.held += 1
+        self._log.log(
+            "held",
+            logging.INFO,
+            "%s: %s has changed; the bus hears of it when MISP publishes the event",
+            self._name,
+            what,
+        )
+
+    # To the bus.
+
+    def _write_out(self) -> None:
+        if self._out:
+            self._last_number = self._index.put_out([(m.topic, m.data) for m in self._out])
+
+    def _hand_over(self) -> None:
+        """Hand to the bus what is on disk; what it does not take, the next start hands over."""
+        messages, self._out = self._out, []
+        if messages:
+            try:
+                self._put(messages)
+            except Overflow:
+                self._last_number = 0
+
+    def recover(self) -> int:
+        """Hand over what the last run may not have; gives the number of messages."""
+        with self._lock:
+            messages = [Message(topic, data) for topic, data in self._index.outbox()]
+            if messages:
+                self._put(messages)
+            return len(messages)
+
+    def unsettled(self) -> int:
+        """Give the number of the newest message that was handed over, to `settle` it later."""
+        with self._lock:
+            return self._last_number
+
+    def settle(self, number: int) -> None:
+        """Note that the bus has passed on the messages up to `number`."""
+        with self._lock, self._index.transaction():
+            self._index.settle(number)
+            if number == self._last_number:
+                self._last_number = 0
+
+
+class _Keys(msgspec.Struct):
+    attribute: msgspec.Raw | msgspec.UnsetType = msgspec.field(
+        name="Attribute", default=msgspec.UNSET
+    )
+    sighting: msgspec.Raw | msgspec.UnsetType = msgspec.field(
+        name="Sighting", default=msgspec.UNSET
+    )
+    event: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="Event", default=msgspec.UNSET)
+    tag: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="Tag", default=msgspec.UNSET)
+
+
+_KEYS: Final = msgspec.json.Decoder(_Keys)
+_CONTEXTS: Final = msgspec.json.Decoder(Context)
+
+
+def _uuid_of(event: Event) -> str:
+    if not event.uuid or not model.is_uuid(event.uuid.lower()):
+        raise Rejected(f"event {event.id}: no UUID")
+    return event.uuid.lower()
+
+
+def _event_of(context: Context | None) -> Event | None:
+    if context is None:
+        return None
+    return Event(uuid=context.uuid, info=context.info, threat_level_id=context.threat_level)
