@@ -515,7 +515,7 @@ def start(config: Any) -> ThreatBus:
     """Start a bus from a Dynaconf object (or what `threatbus.config.load` gives).
 
     Returns when every plugin runs. Raises `InvalidConfig` with all that is wrong with the
-    configuration, `PluginError` for a plugin that cannot be loaded, and whatever `ThreatBusError`
+    configuration and its plugins, `PluginError` if no backbone runs, and whatever `ThreatBusError`
     a plugin raises to say that the bus must not start without it.
     """
     apps, backbones = plugins.installed(APP_GROUP), plugins.installed(BACKBONE_GROUP)

@@ -18,7 +18,7 @@ from helpers.documents import (
 from helpers.waiting import eventually, in_threads
 
 import threatbus
-from threatbus.errors import Overflow, PluginError
+from threatbus.errors import InvalidConfig, Overflow, PluginError
 from threatbus.messages import Message
 
 APPS = {"open": None}
@@ -220,7 +220,8 @@ def test_a_typo_in_a_hook_stops_the_start_with_what_was_meant(
             raise AssertionError
 
     plugins.app("typo", Typo)
-    with pytest.raises(PluginError, match=r"snapshots\(\) is no hook.*did you mean snapshot\(\)"):
+    meant = r"snapshots\(\) is no hook.*did you mean snapshot\(\)"
+    with pytest.raises(InvalidConfig, match=rf"plugins\.apps\.typo: .*{meant}"):
         start_bus({"typo": None})
 
 

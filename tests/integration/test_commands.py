@@ -237,6 +237,20 @@ def test_a_valid_configuration_is_summed_up(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
+def test_a_plugin_that_cannot_be_loaded_is_told_with_all_other_errors(tmp_path: Path) -> None:
+    directory = install_stubborn(tmp_path / "plugin", "pass")
+    (directory / "stubborn.py").write_text("import nothing_of_that_name\n")
+    config = directory / "config.yaml"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "logging": {"file": 7}}))
+    ended = run_command("check", cwd=directory, PYTHONPATH=str(directory))
+    told = ended.stderr.decode()
+    assert "logging.file: is the number 7" in told
+    assert re.search(r"plugins\.apps\.stubborn: .*nothing_of_that_name", told)
+    assert len(told.splitlines()) == 2
+    assert ended.returncode == 2
+
+
 # plugins
 
 

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import MINIMAL, Plugin, ZmqConfig, errors_of, from_environment, from_yaml, named
+from configs import (
+    APPS,
+    MINIMAL,
+    BrokenPlugin,
+    Plugin,
+    ZmqConfig,
+    errors_of,
+    from_environment,
+    from_yaml,
+    named,
+)
 
 from threatbus import config
 from threatbus.errors import InvalidConfig
@@ -29,12 +39,15 @@ plugins:
   apps:
     zmq: {pub: 0, pubb: 1}
     misp:
+    broken: {a: 1}
 """
-    keys = [error.partition(":")[0] for error in errors_of(text)]
+    found = errors_of(text, apps=APPS | named(BrokenPlugin("broken")))
+    keys = [error.partition(":")[0] for error in found]
     assert sorted(keys) == [
         "logging.consol",
         "logging.console_verbosity",
         "plugin",
+        "plugins.apps.broken",
         "plugins.apps.misp",
         "plugins.apps.zmq.pub",
         "plugins.apps.zmq.pubb",
@@ -45,12 +58,34 @@ plugins:
 
 
 def test_a_plugin_that_is_not_installed_says_how_to_get_it() -> None:
+    [error] = errors_of("plugins: {backbones: {inmem: }, apps: {misp: {port: 1}}}\n")
+    assert error == (
+        "plugins.apps.misp: is a plugin that is not installed, but it must be one of the "
+        "installed ones (zeek, zmq); try `pip install threatbus-misp`"
+    )
+
+
+def test_a_mistyped_plugin_names_the_installed_one_and_nothing_to_install() -> None:
     [error] = errors_of("plugins: {backbones: {inmem: }, apps: {zek: {port: 1}}}\n")
     assert error == (
         "plugins.apps.zek: is a plugin that is not installed, but it must be one of the "
-        "installed ones (zeek, zmq); try `pip install threatbus-zek`; "
-        "did you mean plugins.apps.zeek?"
+        "installed ones (zeek, zmq); did you mean plugins.apps.zeek?"
     )
+
+
+def test_a_plugin_that_cannot_be_loaded_says_why_in_one_line() -> None:
+    broken = named(BrokenPlugin("broken"))
+    [error] = errors_of("plugins: {backbones: {inmem: }, apps: {BROKEN: }}\n", apps=broken)
+    assert error == (
+        "plugins.apps.BROKEN: is a broken plugin (plugin broken cannot be loaded: "
+        "there is no kafka), but it must be one that can be loaded"
+    )
+
+
+def test_a_plugin_that_cannot_be_loaded_names_the_variable_that_switches_it_on() -> None:
+    environ = {"THREATBUS_PLUGINS__APPS__BROKEN": ""}
+    [error] = errors_of(MINIMAL, environ, apps=APPS | named(BrokenPlugin("broken")))
+    assert "is a broken plugin (set by THREATBUS_PLUGINS__APPS__BROKEN) (plugin" in error
 
 
 def test_a_backbone_among_the_apps_is_sent_to_its_place() -> None:

@@ -1,20 +1,20 @@
-"""The plugins' sections: which there are, and what is wrong with one that nothing installed has."""
+"""The plugins' sections: which there are, and what each plugin says may stand in its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from threatbus.config.check import Checker
 from threatbus.config.values import as_mapping, match, same_key, variables_of
 from threatbus.config.wording import nearest
-from threatbus.errors import ConfigError
+from threatbus.errors import ConfigError, PluginError
 
 
 class PluginInfo(Protocol):
-    """What `read` needs to know of an installed plugin."""
+    """What `read` needs to know of an installed plugin; `PluginError` where it cannot be used."""
 
     @property
     def name(self) -> str:
@@ -29,6 +29,14 @@ class PluginInfo(Protocol):
         """Dynaconf validators of the plugin, with full names (``plugins.apps.zeek.port``)."""
 
 
+class Configured(NamedTuple):
+    """A plugin that has a section: what stands there, and what the plugin says may stand there."""
+
+    section: object
+    schema: type[msgspec.Struct] | None
+    validators: Sequence[Any]
+
+
 Installed = Mapping[str, Mapping[str, PluginInfo]]
 """The installed plugins by the group in which their sections stand, and by name."""
 
@@ -41,9 +49,11 @@ def group_in(tree: Mapping[str, object], group: str) -> dict[str, object] | None
 
 def configured(
     tree: Mapping[str, object], group: str, installed: Installed, checker: Checker
-) -> dict[str, object]:
-    """The configured plugins of a group under their proper names; notes those not installed."""
-    found: dict[str, object] = {}
+) -> dict[str, Configured]:
+    """The configured plugins of a group under their proper names; notes those that are not
+    installed or broken.
+    """
+    found: dict[str, Configured] = {}
     for key, value in (group_in(tree, group) or {}).items():
         name = match(installed[group], key)
         where = f"plugins.{group}.{key}"
@@ -54,32 +64,32 @@ def configured(
         elif as_mapping(value) is None:
             checker.wrong(value, "a section of settings, or empty for the defaults", where)
         else:
-            found[name] = value
+            try:
+                plugin = installed[group][name]
+                found[name] = Configured(value, plugin.schema, plugin.validators)
+            except PluginError as error:
+                broken = f"a broken plugin{_origin(value)} ({' '.join(str(error).split())})"
+                checker.errors.append(ConfigError(where, broken, "one that can be loaded"))
     return found
+
+
+def _origin(section: object) -> str:
+    variables = variables_of(section)
+    return f" (set by {', '.join(variables)})" if variables else ""
 
 
 def _not_installed(name: str, group: str, installed: Installed, value: object) -> ConfigError:
     where = f"plugins.{group}.{name}"
-    variables = variables_of(value)
-    origin = f" (set by {', '.join(variables)})" if variables else ""
+    origin = _origin(value)
     for other in installed:
         if other != group and match(installed[other], name):
             found, place = f"none of the {group}{origin}", f"plugins.{other}.{name}"
             return ConfigError(where, found, "in its own place", place)
     known = sorted(installed[group])
-    choice = f"one of the installed ones ({', '.join(known)})" if known else "installed"
+    allowed = f"one of the installed ones ({', '.join(known)})" if known else "installed"
     close = nearest(name, known)
-    return ConfigError(
-        where,
-        f"a plugin that is not installed{origin}",
-        f"{choice}; try `pip install threatbus-{name}`",
-        f"plugins.{group}.{close}" if close else None,
-    )
-
-
-def checked(
-    value: object, plugin: PluginInfo, path: str, checker: Checker
-) -> msgspec.Struct | None:
-    """The section as its plugin's schema has it; None if there is no schema, or an error."""
-    schema = plugin.schema  # asked for once: the answer may come from a hook
-    return None if schema is None else checker.section(value, schema, path)
+    if close is None:
+        # No typo, so a plugin that is yet to be installed.
+        allowed += f"; try `pip install threatbus-{name}`"
+    hint = f"plugins.{group}.{close}" if close else None
+    return ConfigError(where, f"a plugin that is not installed{origin}", allowed, hint)

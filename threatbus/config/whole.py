@@ -12,7 +12,7 @@ from threatbus.config import sections
 from threatbus.config.check import Checker
 from threatbus.config.core import CoreConfig
 from threatbus.config.environment import summed_up
-from threatbus.config.sections import Installed, PluginInfo
+from threatbus.config.sections import Configured, PluginInfo
 from threatbus.config.source import Source
 from threatbus.config.values import as_mapping, plain
 from threatbus.errors import ConfigError, InvalidConfig
@@ -85,14 +85,14 @@ def read(
     given = {group: sections.configured(tree, group, installed, checker) for group in installed}
     structs = {
         group: {
-            name: sections.checked(
-                value, installed[group][name], f"plugins.{group}.{name}", checker
-            )
-            for name, value in given[group].items()
+            name: checker.section(plugin.section, plugin.schema, f"plugins.{group}.{name}")
+            if plugin.schema is not None
+            else None
+            for name, plugin in found.items()
         }
-        for group in given
+        for group, found in given.items()
     }
-    written = _with_defaults_of_validators(given, core, installed, checker)
+    written = _with_defaults_of_validators(given, core, checker)
     if sections.group_in(tree, "backbones") == {}:
         checker.errors.append(_no_backbone(source))
     if sections.group_in(tree, "apps") == {}:
@@ -122,21 +122,18 @@ def _tree(source: Any) -> dict[str, object]:
 
 
 def _with_defaults_of_validators(
-    given: Mapping[str, Mapping[str, object]],
-    core: CoreConfig | None,
-    installed: Installed,
-    checker: Checker,
+    given: Mapping[str, Mapping[str, Configured]], core: CoreConfig | None, checker: Checker
 ) -> dict[str, dict[str, Any]]:
     """The sections as they were written, with the defaults that old plugins' validators set."""
     written: dict[str, dict[str, Any]] = {
-        group: {name: plain(as_mapping(value)) for name, value in found.items()}
+        group: {name: plain(as_mapping(plugin.section)) for name, plugin in found.items()}
         for group, found in given.items()
     }
     validators = [
         validator
-        for group, found in given.items()
-        for name in found
-        for validator in installed[group][name].validators
+        for found in given.values()
+        for plugin in found.values()
+        for validator in plugin.validators
     ]
     if not validators:
         return written
