@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from threatbus.client.endpoint import Endpoint, explain_silence, needs_ipv6
-from threatbus.errors import BusUnreachable, ThreatBusError
+from threatbus.errors import BusUnreachable, Refused
 
 if TYPE_CHECKING:
     import zmq
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_SECS: Final = 3.0
 #: Seconds that saying good-bye may take.
 UNSUBSCRIBE_SECS: Final = 1.0
-
-
-class Refused(ThreatBusError):
-    """The bus answers, but not with what was asked for; says its reason if it gave one."""
 
 
 class Deadline:

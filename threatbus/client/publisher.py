@@ -11,10 +11,9 @@ from threatbus.client.connection import (
     Connections,
     Deadline,
     Manage,
-    Refused,
 )
 from threatbus.client.endpoint import Endpoint, explain_silence
-from threatbus.errors import BusUnreachable, ThreatBusError
+from threatbus.errors import BusUnreachable, Refused, Undelivered
 
 if TYPE_CHECKING:
     import zmq
@@ -37,21 +36,6 @@ LOOK_EVERY: Final = 64
 SEND_TIMEOUT_MS: Final = 200
 #: A topic that nobody publishes to: subscribing to it tells the ports and brings no messages.
 NO_TOPIC: Final = "threatbus/none"
-
-
-class Undelivered(ThreatBusError):
-    """Not all that was published has surely reached the bus; `handed_over` were on their way."""
-
-    def __init__(self, reason: str, handed_over: int) -> None:
-        self.reason = reason
-        self.handed_over = handed_over
-        super().__init__(reason, handed_over)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.reason}; {self.handed_over:,} objects were handed over until then, "
-            "and the last ones may not have arrived"
-        )
 
 
 class Publisher:
