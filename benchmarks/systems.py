@@ -121,40 +121,65 @@ def wait_until_up(endpoint: str) -> float:
         context.destroy(linger=0)
 
 
+@dataclass(frozen=True)
+class Started:
+    """A bus that answers: its ports, its process, and how long it took."""
+
+    manage: int
+    pub: int
+    sub: int
+    pid: int
+    seconds: float
+
+    @property
+    def endpoint(self) -> str:
+        """Where it takes requests."""
+        return f"tcp://127.0.0.1:{self.manage}"
+
+
 @contextmanager
-def bus(
-    subscribers: int, *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }"
-) -> Iterator[System]:
-    """Run the bus as a user would, with `subscribers` subscriptions to everything."""
+def started(
+    *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }"
+) -> Iterator[Started]:
+    """Run the bus as a user would."""
     manage, pub, sub = free_ports(3)
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory, "config.yaml")
         config.write_text(
             f"state_directory: {directory}/state\n"
-            "logging: {console_verbosity: WARNING}\n"
+            "logging: {console_verbosity: ERROR}\n"
             f"queues: {queues}\n"
             "plugins:\n"
             f"  backbones: {backbones}\n"
             f"  apps: {{zmq: {{manage: {manage}, pub: {pub}, sub: {sub}{zmq_keys}}}}}\n"
         )
         command = [str(Path(sys.executable).with_name("threatbus")), "-c", str(config)]
+        began = time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            endpoint = f"tcp://127.0.0.1:{manage}"
-            wait_until_up(endpoint)
-            context = zmq.Context()
-            replies = [
-                request(context, endpoint, action="subscribe", topic="stix2")
-                for _ in range(subscribers)
-            ]
-            context.destroy(linger=0)
-            yield System(
-                "threatbus",
-                f"tcp://127.0.0.1:{sub}",
-                f"tcp://127.0.0.1:{pub}",
-                [str(reply["topic"]).encode() for reply in replies],
-                process.pid,
-            )
+            up = wait_until_up(f"tcp://127.0.0.1:{manage}")
+            yield Started(manage, pub, sub, process.pid, up - began)
         finally:
             process.terminate()
             process.wait(30)
+
+
+@contextmanager
+def bus(
+    subscribers: int, *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }"
+) -> Iterator[System]:
+    """Run the bus with `subscribers` subscriptions to everything."""
+    with started(queues=queues, zmq_keys=zmq_keys, backbones=backbones) as running:
+        context = zmq.Context()
+        replies = [
+            request(context, running.endpoint, action="subscribe", topic="stix2")
+            for _ in range(subscribers)
+        ]
+        context.destroy(linger=0)
+        yield System(
+            "threatbus",
+            f"tcp://127.0.0.1:{running.sub}",
+            f"tcp://127.0.0.1:{running.pub}",
+            [str(reply["topic"]).encode() for reply in replies],
+            running.pid,
+        )

@@ -243,20 +243,10 @@ def test_a_source_that_waits_for_room_is_let_go(
 
     plugins.backbone("stuck", Stuck)
     bus = start_bus(APPS, {"stuck": None}, queues={"inq_messages": 5}, drain_timeout=0.2)
-    raised = threading.Event()
-
-    def publish() -> None:
-        try:
-            for message in indicators(10):
-                open_app.inq.put_many([message])
-        except Overflow:
-            raised.set()
-
-    source = threading.Thread(target=publish, daemon=True)
-    source.start()
+    source = open_app.source(10)
     eventually(lambda: not bus.intake.writable)
     bus.stop()
-    wait_for(raised)
+    wait_for(source.refused)
     assert "5 messages remain in backbone stuck" in caplog.text
     assert "5 not delivered" in caplog.text
 

@@ -16,7 +16,7 @@ from typing import Any
 import zmq
 from helpers.buses import Buses
 from helpers.documents import encode, indicator
-from helpers.ports import free_ports
+from helpers.ports import Doors, free_ports
 from helpers.waiting import SOON, eventually
 
 import threatbus
@@ -24,7 +24,7 @@ import threatbus
 Socket = zmq.Socket[bytes]
 
 
-class ZmqBus:
+class ZmqBus(Doors):
     """A bus in this process whose ZeroMQ endpoint is on free ports."""
 
     def __init__(self, start_bus: Buses, apps: dict[str, Any] | None = None, **options: Any):
@@ -34,9 +34,8 @@ class ZmqBus:
             for key in ("queues", "drain_timeout", "rejected", "snapshot_timeout", "backbones")
             if key in options
         }
-        self.manage, self.pub, self.sub = free_ports(3)
-        section = {"manage": self.manage, "pub": self.pub, "sub": self.sub, **options}
-        self.host = section.get("host", "127.0.0.1")
+        super().__init__(*free_ports(3), host=options.get("host", "127.0.0.1"))
+        section = {**self.section, **options}
         self.bus: threatbus.ThreatBus = start_bus(apps={"zmq": section, **(apps or {})}, **core)
 
     @property
@@ -45,11 +44,6 @@ class ZmqBus:
         (plugin,) = [app for app in self.bus._apps if app.name == "zmq"]
         implementation: Any = plugin._manager.get_plugin("zmq")
         return implementation._endpoint
-
-    def address(self, door: str) -> str:
-        """Give the address of ``manage``, ``pub`` or ``sub``."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{getattr(self, door)}"
 
     def accepted(self, count: int) -> None:
         """Wait until the bus has accepted `count` messages."""
@@ -78,7 +72,7 @@ class App:
     """
 
     def __init__(
-        self, bus: ZmqBus, *, context: zmq.Context[Socket] | None = None, rcvhwm: int = 1000
+        self, bus: Doors, *, context: zmq.Context[Socket] | None = None, rcvhwm: int = 1000
     ) -> None:
         self.bus = bus
         self._own_context = context is None
@@ -154,8 +148,14 @@ class App:
         eventually(lambda: self.delivery().connected, what="the SUB has arrived")
         return self
 
+    def stalled(self) -> App:
+        """Wait until the bus has given up for now on a SUB that does not read."""
+        eventually(lambda: self.delivery().retry_delay > 0.04, what="it has stalled")
+        return self
+
     def delivery(self) -> Any:
-        """Give the publisher's side of this subscription."""
+        """Give the publisher's side of this subscription; for a bus in this process."""
+        assert isinstance(self.bus, ZmqBus)
         return self.bus.endpoint.publisher._deliveries[self.p2p]
 
     def is_in_use(self) -> bool:

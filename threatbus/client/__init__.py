@@ -20,7 +20,7 @@ The rooms; each imports only from those above it:
 
 ============  ================================================
 endpoint      where the bus is, and why nothing answers there
-connection    sockets, requests and replies, deadlines
+connection    sockets, requests and replies, sessions, deadlines
 subscriber    receiving
 publisher     publishing
 ============  ================================================

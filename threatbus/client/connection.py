@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Final
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
@@ -161,6 +162,20 @@ class Manage:
         import zmq  # noqa: PLC0415
 
         return self._connections.open(zmq.REQ)
+
+
+class Session(ABC):
+    """What stands for the length of a ``with`` block."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it; called again, do nothing."""
 
 
 def explain_refusal(endpoint: Endpoint, reply: Reply) -> str:
