@@ -66,7 +66,7 @@ class TestPlugins:
             target = implementation
         else:
             home = types.ModuleType(f"threatbus_test_plugin_{next(self._numbers)}")
-            home.plugin = implementation  # type: ignore[attr-defined]
+            vars(home)["plugin"] = implementation
             self._monkeypatch.setitem(sys.modules, home.__name__, home)
             target = f"{home.__name__}:plugin"
         self._points[group][name] = target

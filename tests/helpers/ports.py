@@ -24,7 +24,7 @@ def free_port() -> int:
 class Doors:
     """Where a ZeroMQ endpoint listens."""
 
-    def __init__(self, manage: int, pub: int, sub: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, manage: int, pub: int, sub: int, *, host: str = "127.0.0.1") -> None:
         self.manage = manage
         self.pub = pub
         self.sub = sub

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import zmq
-from cli_helpers import FakeBus, OldBus
 from helpers.buses import Buses
 from helpers.documents import indicator_bytes
 from helpers.ports import Doors, free_port
 from helpers.waiting import eventually, wait_for
 
+from integration.cli_helpers import FakeBus, OldBus
 from threatbus.client import Endpoint, Publisher, Refused, Subscriber, Undelivered
 from threatbus.client import subscriber as subscriber_module
 from threatbus.errors import BusUnreachable

@@ -16,11 +16,20 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from cli_helpers import COMMAND, SECONDS, BusProcess, Process, Terminal, environment, write_config
-from cli_helpers import run as run_command
 from helpers.documents import encode, indicator, sighting
 from helpers.ports import Doors, free_port, free_ports
 from helpers.waiting import eventually
+
+from integration.cli_helpers import (
+    COMMAND,
+    SECONDS,
+    BusProcess,
+    Process,
+    Terminal,
+    environment,
+    write_config,
+)
+from integration.cli_helpers import run as run_command
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STUBBORN = """
@@ -54,8 +63,14 @@ def background(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts commands in the background and ends what a test leaves running."""
     started: list[Process] = []
 
-    def start(*arguments: str, **more: str) -> Process:
-        started.append(Process(tmp_path / f"command-{len(started)}", *arguments, **more))  # type: ignore[arg-type]
+    def start(
+        *arguments: str,
+        cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+        **environ: str,
+    ) -> Process:
+        directory = tmp_path / f"command-{len(started)}"
+        started.append(Process(directory, *arguments, cwd=cwd, stdin=stdin, **environ))
         return started[-1]
 
     yield start

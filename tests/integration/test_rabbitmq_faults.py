@@ -15,9 +15,9 @@ from helpers.documents import indicators
 from helpers.ports import free_port
 from helpers.services import rabbit_node
 from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
-from rabbit_helpers import Cluster, exchange_of
-from zmq_helpers import App, Apps, Proxy, ZmqBus, numbered, proxy, rss_bytes
 
+from integration.rabbit_helpers import Cluster, exchange_of
+from integration.zmq_helpers import App, Apps, Proxy, ZmqBus, numbered, proxy, rss_bytes
 from testbed.rabbit import RabbitNode
 from threatbus.errors import Overflow
 

@@ -13,9 +13,9 @@ import pytest
 from helpers.buses import Buses, OpenApp
 from helpers.documents import encode, indicator, indicator_bytes, indicators, sighting_bytes
 from helpers.waiting import eventually
-from rabbit_helpers import Cluster, OldNode, Peer, exchange_of
-from zmq_helpers import Apps
 
+from integration.rabbit_helpers import Cluster, OldNode, Peer, exchange_of
+from integration.zmq_helpers import Apps
 from testbed.rabbit import RabbitNode
 from threatbus.messages import INDICATOR, SIGHTING
 from threatbus.queues import MessageQueue
@@ -157,7 +157,7 @@ def test_a_node_of_the_old_kind_takes_part_whoever_came_first(
     assert received(outq, 2) == theirs
     ours = indicators(2)
     open_app.inq.put_many(ours)
-    from_us = []
+    from_us: list[bytes] = []
     while len(from_us) < 2:
         body, _ = old.receive()
         if body not in theirs:

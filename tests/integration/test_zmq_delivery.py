@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from helpers.documents import encode, indicator, indicator_bytes, sighting_bytes
 from helpers.waiting import SCALE, SOON, eventually
 from threatbus_zmq.connections import stands
 from threatbus_zmq.pipes import PIPE_BYTES
-from zmq_helpers import App, Apps, ZmqBus, descriptors, number_of, numbered, proxy
+from threatbus_zmq.publisher import Delivery
 
+from integration.zmq_helpers import App, Apps, ZmqBus, descriptors, number_of, numbered, proxy
 from threatbus.queues import MESSAGE_OVERHEAD_BYTES
 
 # The frames.
@@ -172,7 +174,7 @@ def test_stalled_subscribers_cost_no_processor_to_speak_of(
     context.term()
 
 
-def deliveries(bus: ZmqBus) -> list[Any]:
+def deliveries(bus: ZmqBus) -> list[Delivery]:
     return list(bus.endpoint.publisher._deliveries.values())
 
 
@@ -403,7 +405,7 @@ def test_what_is_no_subscription_cannot_turn_anothers_traffic_to_its_sender(
         (victim, b"\x01" + app.p2p.encode()),
         (xsub, b"\x01" + attacker.p2p.encode()),
     ):
-        eventually(lambda sender=sender: sender.poll(0, zmq.POLLOUT))  # type: ignore[misc]
+        eventually(partial(sender.poll, 0, zmq.POLLOUT))
         sender.send(frame)
         time.sleep(0.1)  # nothing can tell when it has arrived, as long as nobody reads it
     held.clear()
@@ -523,6 +525,7 @@ def test_of_two_connections_the_one_that_ends_is_taken_off(app: App, *, newer_en
     app.close_socket(old)
     eventually(lambda: len(app.delivery().subscribed) == 1)
     ((_, left),) = app.delivery().subscribed
+    assert left is not None
     assert stands(left)
     app.publish_numbered(0, 10)
     assert app.receive_until(9) == list(range(10))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import zmq
 from helpers.waiting import SOON, eventually
-from zmq_helpers import App, Apps, ZmqBus, descriptors
+
+from integration.zmq_helpers import App, Apps, ZmqBus, descriptors
 
 UNKNOWN = b'{"status":"unknown request","reason":"'
 ERROR = b'{"status":"error","reason":"'

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import zmq
-from cli_helpers import BusProcess
 from helpers.buses import Buses
 from helpers.ports import Doors
 from helpers.waiting import SCALE, SOON, eventually, finished
-from zmq_helpers import App, Apps, ZmqBus, descriptors, number_of
 
+from integration.cli_helpers import BusProcess
+from integration.zmq_helpers import App, Apps, ZmqBus, descriptors, number_of
 from threatbus.errors import InvalidConfig
 
 
@@ -71,7 +71,7 @@ def test_what_was_sent_is_read_out_whatever_the_host_is_called(zmq_apps: Apps, h
     publisher.publish_numbered(0, 2000)
     stop(bus)
     assert bus.bus.intake.accepted == 2000
-    assert bus.endpoint is None
+    assert bus.plugin._endpoint is None
 
 
 def test_publishers_that_never_pause_do_not_keep_the_bus_from_stopping(

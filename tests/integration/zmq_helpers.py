@@ -18,6 +18,9 @@ from helpers.buses import Buses
 from helpers.documents import encode, indicator
 from helpers.ports import Doors, free_ports
 from helpers.waiting import SOON, eventually
+from threatbus_zmq.endpoint import Endpoint
+from threatbus_zmq.plugin import ZmqPlugin
+from threatbus_zmq.publisher import Delivery
 
 import threatbus
 
@@ -39,11 +42,18 @@ class ZmqBus(Doors):
         self.bus: threatbus.ThreatBus = start_bus(apps={"zmq": section, **(apps or {})}, **core)
 
     @property
-    def endpoint(self) -> Any:
-        """The plugin's inside, to break things there and to look at what no app can see."""
+    def plugin(self) -> ZmqPlugin:
+        """The plugin of this bus."""
         (plugin,) = [app for app in self.bus._apps if app.name == "zmq"]
-        implementation: Any = plugin._manager.get_plugin("zmq")
-        return implementation._endpoint
+        implementation = plugin._manager.get_plugin("zmq")
+        assert isinstance(implementation, ZmqPlugin)
+        return implementation
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The plugin's inside, to break things there and to look at what no app can see."""
+        assert self.plugin._endpoint is not None, "the bus is stopped"
+        return self.plugin._endpoint
 
     def accepted(self, count: int) -> None:
         """Wait until the bus has accepted `count` messages."""
@@ -153,7 +163,7 @@ class App:
         eventually(lambda: self.delivery().retry_delay > 0.04, what="it has stalled")
         return self
 
-    def delivery(self) -> Any:
+    def delivery(self) -> Delivery:
         """Give the publisher's side of this subscription; for a bus in this process."""
         assert isinstance(self.bus, ZmqBus)
         return self.bus.endpoint.publisher._deliveries[self.p2p]

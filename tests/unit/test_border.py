@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from helpers.documents import encode, library_topic
 from hypothesis import given, settings
-from strategies import (
+
+from threatbus.border import DIFFERENCES, MAX_REASON, Border
+from threatbus.errors import NotCarried, Rejected
+from threatbus.fastpath import MAX_DEPTH
+from unit.strategies import (
     HARD_PATTERNS,
     indicator,
     mutated_documents,
     ordinary_documents,
     sighting,
 )
-
-from threatbus.border import DIFFERENCES, MAX_REASON, Border
-from threatbus.errors import NotCarried, Rejected
-from threatbus.fastpath import MAX_DEPTH
 
 ROOT = Path(__file__).parents[2]
 SEEDED = settings(derandomize=True, database=None, deadline=None)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import (
+
+from threatbus import config
+from threatbus.errors import InvalidConfig
+from unit.configs import (
     APPS,
     MINIMAL,
     BrokenPlugin,
@@ -20,9 +23,6 @@ from configs import (
     from_yaml,
     named,
 )
-
-from threatbus import config
-from threatbus.errors import InvalidConfig
 
 pytestmark = pytest.mark.usefixtures("empty_surroundings")
 
@@ -157,9 +157,9 @@ def test_a_name_with_capitals_is_found_from_a_variable() -> None:
 
 def test_new_plugins_are_handed_the_checked_values_with_defaults() -> None:
     text = "plugins: {backbones: {rabbitmq: {host: h, port: '5'}}, apps: {zmq: }}\n"
-    plain = from_yaml(text).plain_backbones
+    plain: Any = from_yaml(text).plain_backbones
     assert plain["rabbitmq"]["port"] == 5
-    assert plain.rabbitmq.queue.max_items == 0  # type: ignore[attr-defined]
+    assert plain.rabbitmq.queue.max_items == 0
     assert plain.get("inmem") is None
 
 
@@ -176,8 +176,9 @@ def test_old_plugins_find_items_and_attributes_in_any_case() -> None:
 
 
 def test_an_unknown_attribute_of_a_section_is_an_attribute_error() -> None:
+    plain: Any = from_yaml(MINIMAL).plain_apps
     with pytest.raises(AttributeError, match="nothing"):
-        _ = from_yaml(MINIMAL).plain_apps.nothing  # type: ignore[attr-defined]
+        _ = plain.nothing
 
 
 # Cost

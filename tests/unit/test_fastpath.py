@@ -9,7 +9,9 @@ from helpers.documents import encode, library_topic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stix2patterns.validator import run_validator
-from strategies import (
+
+from threatbus.fastpath import MAX_DEPTH, FastPath, depth_is_at_most
+from unit.strategies import (
     HARD_PATTERNS,
     OTHER_PATTERN_TYPES,
     PATTERNS,
@@ -19,8 +21,6 @@ from strategies import (
     ordinary_documents,
     sighting,
 )
-
-from threatbus.fastpath import MAX_DEPTH, FastPath, depth_is_at_most
 
 SEEDED = settings(derandomize=True, database=None, deadline=None)
 EXTENSION = "extension-definition--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"
