@@ -99,10 +99,12 @@ def test_a_stalled_subscriber_costs_at_most_the_drain_time_and_is_told_about(
     app = zmq_apps.app(bus, rcvhwm=1).subscribe("stix2", name="stalled").connect().connected()
     app.publish_numbered(0, 20_000)
     bus.accepted(20_000)
-    waiting = app.stalled().delivery().waiting
+    app.stalled()
     assert 0.9 < stop(bus) < 2.5 * SCALE
-    assert f"{waiting} messages for stalled #1 remain undelivered" in caplog.text
-    assert re.search(rf"20000 messages accepted, 0 rejected, {waiting} not delivered", caplog.text)
+    remain = re.search(r"(\d+) messages for stalled #1 remain undelivered", caplog.text)
+    assert remain
+    assert 10_000 < int(remain[1]) < 20_000
+    assert f"20000 messages accepted, 0 rejected, {remain[1]} not delivered" in caplog.text
 
 
 def test_what_waits_for_an_absent_subscriber_is_counted_and_not_waited_for(
@@ -136,14 +138,19 @@ def test_a_bus_stops_while_sources_are_held_up(zmq_apps: Apps) -> None:
 
 
 def test_a_bus_whose_loop_hangs_stops_all_the_same(
-    zmq_apps: Apps, monkeypatch: pytest.MonkeyPatch
+    zmq_apps: Apps, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bus = zmq_apps.bus(drain_timeout=0.5)
+    monkeypatch.setattr("threatbus_zmq.endpoint.LAST_READ_SECS", 0.1)
+    monkeypatch.setattr("threatbus_zmq.endpoint.PATIENCE_SECS", 0.1)
+    monkeypatch.setattr("threatbus.bus.STOP_TIMEOUT_SECS", 0.5)
+    bus = zmq_apps.bus(drain_timeout=0.1)
     release = threading.Event()
-    monkeypatch.setattr(bus.endpoint, "_keep_house", lambda: release.wait(SOON))
+    monkeypatch.setattr(bus.endpoint, "_keep_house", lambda: release.wait(2 * SOON))
     bus.endpoint._wakeup()
-    threading.Timer(4 * SCALE, release.set).start()
-    assert stop(bus) < 10 * SCALE
+    assert stop(bus) < SOON
+    assert "plugin zmq hangs in stop(); going on without it" in caplog.text
+    release.set()
+    eventually(lambda: bus.plugin._endpoint is None, what="the endpoint is closed after all")
 
 
 def test_the_ports_are_free_right_after_and_nothing_is_left(

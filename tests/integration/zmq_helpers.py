@@ -55,6 +55,17 @@ class ZmqBus(Doors):
         assert self.plugin._endpoint is not None, "the bus is stopped"
         return self.plugin._endpoint
 
+    def time_passes(self, seconds: float) -> None:
+        """Put the endpoint's clock forward, and have its loop look at it."""
+        clock = self.endpoint._clock
+
+        def later() -> float:
+            return clock() + seconds
+
+        for part in (self.endpoint, self.endpoint.manager, self.endpoint.publisher):
+            part._clock = later
+        self.endpoint._wakeup()
+
     def accepted(self, count: int) -> None:
         """Wait until the bus has accepted `count` messages."""
         eventually(lambda: self.bus.intake.accepted >= count, what=f"{count} messages accepted")
