@@ -210,8 +210,10 @@ def test_every_port_that_cannot_be_had_is_named(start_bus: Buses) -> None:
 def test_one_port_for_two_doors_is_an_error(start_bus: Buses) -> None:
     doors = Doors.free()
     doors.sub = doors.pub
+    before = threads_and_descriptors()
     with pytest.raises(InvalidConfig, match=r"plugins\.apps\.zmq\.sub"):
         start_bus(apps={"zmq": doors.section})
+    eventually(lambda: threads_and_descriptors() <= before, what="nothing of it is left")
 
 
 def test_a_host_that_is_not_ours_is_an_error(start_bus: Buses) -> None:
