@@ -76,14 +76,11 @@ def rabbitmq(count: int, rounds: int) -> None:
         _row("messages/s through RabbitMQ", "-", "-", "-", str(error))
         return
     ours, theirs = [], []
-    try:
-        node.start()
+    with node:
         for _ in range(rounds):
             theirs.append(amqp.bare(node.port, count))
             with systems.bus(1, backbones=f"{{rabbitmq: {{port: {node.port}}}}}") as system:
                 ours.append(run(system, count))
-    finally:
-        node.close()
     our_rate, their_rate = (median(r.rate for r in results) for results in (ours, theirs))
     _row(
         "messages/s through RabbitMQ, beside pika",

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from helpers.ports import Doors
 from helpers.waiting import SCALE, eventually
+
+from testbed.ports import Doors
 
 COMMAND = [sys.executable, "-m", "threatbus"]
 #: Seconds in which every command of these tests ends.

@@ -14,10 +14,10 @@ import pytest
 import zmq
 from helpers.buses import Buses
 from helpers.documents import indicator_bytes
-from helpers.ports import Doors, free_port
 from helpers.waiting import eventually, wait_for
 
 from integration.cli_helpers import FakeBus, OldBus
+from testbed.ports import Doors, free_port
 from threatbus.client import Endpoint, Publisher, Refused, Subscriber, Undelivered
 from threatbus.client import subscriber as subscriber_module
 from threatbus.errors import BusUnreachable

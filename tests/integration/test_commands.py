@@ -17,7 +17,6 @@ from typing import IO
 
 import pytest
 from helpers.documents import encode, indicator, sighting
-from helpers.ports import Doors, free_port, free_ports
 from helpers.waiting import eventually
 
 from integration.cli_helpers import (
@@ -30,6 +29,7 @@ from integration.cli_helpers import (
     write_config,
 )
 from integration.cli_helpers import run as run_command
+from testbed.ports import Doors, free_port, free_ports
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STUBBORN = """

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import zmq
 from helpers.documents import encode, indicator
-from helpers.ports import Doors
 from helpers.waiting import SOON, eventually
 
 from integration.cli_helpers import BusProcess, Process, run, write_config
 from integration.rabbit_helpers import Cluster, exchange_of
+from testbed.ports import Doors
 from testbed.rabbit import RabbitNode
 
 Nodes = Callable[..., BusProcess]

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import zmq
 from helpers.buses import Buses
-from helpers.ports import Doors
 from helpers.waiting import SCALE, SOON, eventually, finished
 
 from integration.cli_helpers import BusProcess
 from integration.zmq_helpers import App, Apps, ZmqBus, descriptors, number_of
+from testbed.ports import Doors
 from threatbus.errors import InvalidConfig
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import zmq
 from helpers.buses import Buses
 from helpers.documents import encode, indicator
-from helpers.ports import Doors, free_ports
 from helpers.waiting import SOON, eventually
 from threatbus_zmq.endpoint import Endpoint
 from threatbus_zmq.plugin import ZmqPlugin
 from threatbus_zmq.publisher import Delivery
 
 import threatbus
+from testbed.ports import Doors, free_ports
 
 Socket = zmq.Socket[bytes]
 
