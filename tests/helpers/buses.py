@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import logging
 import sys
 import threading
@@ -124,6 +125,16 @@ class Buses:
             logger.removeHandler(handler)
             handler.close()
         logger.setLevel(logging.NOTSET)
+
+
+def reject_lines(bus: threatbus.ThreatBus) -> list[dict[str, Any]]:
+    """Give what the reject store of a bus has on disk."""
+    return [
+        json.loads(line)
+        for path in (bus.rejects.older_path, bus.rejects.path)
+        if path.exists()
+        for line in path.read_bytes().splitlines()
+    ]
 
 
 class Source(threading.Thread):

@@ -10,7 +10,7 @@ from typing import Any
 import pika
 import pika.exceptions
 import pytest
-from helpers.buses import Buses, OpenApp
+from helpers.buses import Buses, OpenApp, reject_lines
 from helpers.documents import encode, indicator, indicator_bytes, indicators, sighting_bytes
 from helpers.waiting import eventually
 
@@ -100,8 +100,8 @@ def test_a_body_that_is_no_stix_is_kept_in_the_reject_store_and_costs_nobody_els
     for body in (*bad, good):
         peer.publish(body)
     assert received(outq, 1) == [good]
-    eventually(lambda: bus.rejects.path.read_bytes().count(b"\n") == len(bad))
-    kept = [json.loads(line) for line in bus.rejects.path.read_bytes().splitlines()]
+    eventually(lambda: len(reject_lines(bus)) == len(bad))
+    kept = reject_lines(bus)
     assert {line["origin"] for line in kept} == {"rabbitmq"}
     assert all(line["reason"] for line in kept)
     eventually(lambda: cluster.messages(1) == 0, what="nothing comes again and again")

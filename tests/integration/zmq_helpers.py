@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from helpers.buses import Buses
+from helpers.buses import Buses, reject_lines
 from helpers.documents import encode, indicator
 from helpers.waiting import SOON, eventually
 from threatbus_zmq.endpoint import Endpoint
@@ -77,13 +77,7 @@ class ZmqBus(Doors):
 
     def reject_lines(self) -> list[dict[str, Any]]:
         """Give what the reject store has on disk."""
-        paths = (self.bus.rejects.older_path, self.bus.rejects.path)
-        return [
-            json.loads(line)
-            for path in paths
-            if path.exists()
-            for line in path.read_bytes().splitlines()
-        ]
+        return reject_lines(self.bus)
 
 
 class App:
