@@ -6,14 +6,10 @@ Single figures depend on the machine and on what else it does; the ratios are wh
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
 from benchmarks import amqp, systems
@@ -80,14 +76,11 @@ def rabbitmq(count: int, rounds: int) -> None:
         _row("messages/s through RabbitMQ", "-", "-", "-", str(error))
         return
     ours, theirs = [], []
-    try:
-        node.start()
+    with node:
         for _ in range(rounds):
             theirs.append(amqp.bare(node.port, count))
             with systems.bus(1, backbones=f"{{rabbitmq: {{port: {node.port}}}}}") as system:
                 ours.append(run(system, count))
-    finally:
-        node.close()
     our_rate, their_rate = (median(r.rate for r in results) for results in (ours, theirs))
     _row(
         "messages/s through RabbitMQ, beside pika",
@@ -135,23 +128,8 @@ def at_rest(starts: int) -> None:
     """Start-up, memory and processor of a bus that has nothing to do."""
     times = []
     for _ in range(starts):
-        manage, pub, sub = systems.free_ports(3)
-        with tempfile.TemporaryDirectory() as directory:
-            config = Path(directory, "config.yaml")
-            config.write_text(
-                f"state_directory: {directory}/state\n"
-                "plugins:\n  backbones: {inmem: }\n"
-                f"  apps: {{zmq: {{manage: {manage}, pub: {pub}, sub: {sub}}}}}\n"
-            )
-            began = time.monotonic()
-            process = subprocess.Popen(
-                [Path(sys.executable).with_name("threatbus"), "-c", config],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            times.append(systems.wait_until_up(f"tcp://127.0.0.1:{manage}") - began)
-            process.terminate()
-            process.wait(20)
+        with systems.started() as running:
+            times.append(running.seconds)
     _row(
         "seconds until it answers", f"{median(times):.2f}", "", "", f"at most 0.5 ({starts} starts)"
     )

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import zmq
 
+from testbed.ports import Doors
+
 spawn = mp.get_context("spawn")
 
 
@@ -42,17 +44,6 @@ class System:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         raise LookupError("VmRSS")
-
-
-def free_ports(count: int) -> list[int]:
-    """Give ports that are free right now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _forward(ready: Connection) -> None:
@@ -121,40 +112,59 @@ def wait_until_up(endpoint: str) -> float:
         context.destroy(linger=0)
 
 
+@dataclass(frozen=True)
+class Started:
+    """A bus that answers: its ports, its process, and how long it took."""
+
+    doors: Doors
+    pid: int
+    seconds: float
+
+
 @contextmanager
-def bus(
-    subscribers: int, *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }"
-) -> Iterator[System]:
-    """Run the bus as a user would, with `subscribers` subscriptions to everything."""
-    manage, pub, sub = free_ports(3)
+def started(
+    *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }"
+) -> Iterator[Started]:
+    """Run the bus as a user would."""
+    doors = Doors.free()
+    ports = f"manage: {doors.manage}, pub: {doors.pub}, sub: {doors.sub}"
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory, "config.yaml")
         config.write_text(
             f"state_directory: {directory}/state\n"
-            "logging: {console_verbosity: WARNING}\n"
+            "logging: {console_verbosity: ERROR}\n"
             f"queues: {queues}\n"
             "plugins:\n"
             f"  backbones: {backbones}\n"
-            f"  apps: {{zmq: {{manage: {manage}, pub: {pub}, sub: {sub}{zmq_keys}}}}}\n"
+            f"  apps: {{zmq: {{{ports}{zmq_keys}}}}}\n"
         )
         command = [str(Path(sys.executable).with_name("threatbus")), "-c", str(config)]
+        began = time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            endpoint = f"tcp://127.0.0.1:{manage}"
-            wait_until_up(endpoint)
-            context = zmq.Context()
-            replies = [
-                request(context, endpoint, action="subscribe", topic="stix2")
-                for _ in range(subscribers)
-            ]
-            context.destroy(linger=0)
-            yield System(
-                "threatbus",
-                f"tcp://127.0.0.1:{sub}",
-                f"tcp://127.0.0.1:{pub}",
-                [str(reply["topic"]).encode() for reply in replies],
-                process.pid,
-            )
+            up = wait_until_up(doors.address("manage"))
+            yield Started(doors, process.pid, up - began)
         finally:
             process.terminate()
             process.wait(30)
+
+
+@contextmanager
+def bus(
+    subscribers: int, *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }"
+) -> Iterator[System]:
+    """Run the bus with `subscribers` subscriptions to everything."""
+    with started(queues=queues, zmq_keys=zmq_keys, backbones=backbones) as running:
+        context = zmq.Context()
+        manage = running.doors.address("manage")
+        replies = [
+            request(context, manage, action="subscribe", topic="stix2") for _ in range(subscribers)
+        ]
+        context.destroy(linger=0)
+        yield System(
+            "threatbus",
+            running.doors.address("sub"),
+            running.doors.address("pub"),
+            [str(reply["topic"]).encode() for reply in replies],
+            running.pid,
+        )

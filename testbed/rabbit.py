@@ -11,6 +11,9 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Self
+
+from testbed.ports import free_ports
 
 # The script in /usr/sbin would become the user rabbitmq first.
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -20,7 +23,10 @@ START_SECS = 60.0
 
 
 class RabbitNode:
-    """One broker. It can be killed and started again, and then has what it had on disk."""
+    """One broker, for a ``with`` block.
+
+    It can be killed and started again, and then has what it had on disk.
+    """
 
     def __init__(self, settings: str = "") -> None:
         """Prepare it; `settings` go into its rabbitmq.conf.
@@ -30,7 +36,7 @@ class RabbitNode:
         if not _SERVER.exists():
             raise FileNotFoundError(f"{_SERVER}: the Debian package rabbitmq-server is missing")
         self.directory = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
-        self.port, mapper, distribution = _free_ports(3)
+        self.port, mapper, distribution = free_ports(3)
         for name in ("mnesia", "log", "home"):
             (self.directory / name).mkdir()
         (self.directory / "enabled_plugins").write_text("[].\n")
@@ -58,6 +64,17 @@ class RabbitNode:
             ["epmd", "-port", str(mapper), "-address", "127.0.0.1"], start_new_session=True
         )
         self._server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def start(self) -> None:
         """Start the server; returns when it speaks AMQP, TimeoutError if it never does."""
@@ -133,11 +150,3 @@ class RabbitNode:
     def _wait(self) -> None:
         assert self._server is not None
         self._server.wait(30)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

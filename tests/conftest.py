@@ -37,9 +37,5 @@ def open_app(plugins: TestPlugins) -> OpenApp:
 @pytest.fixture(scope="session")
 def broker() -> Iterator[RabbitNode]:
     """A RabbitMQ that all tests share: each takes an exchange and queues of its own."""
-    node = rabbit_node()
-    try:
-        node.start()
+    with rabbit_node() as node:
         yield node
-    finally:
-        node.close()

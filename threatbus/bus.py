@@ -312,18 +312,19 @@ class ThreatBus:
     def _start_backbones(self, started: list[Plugin]) -> None:
         for backbone in list(self._backbones):
             inq = self._inqs[backbone.name]
-            if not plugins.start(
+            # Also if it fails halfway: what it has begun it is asked to end.
+            started.append(backbone)
+            if plugins.start(
                 backbone,
                 config=self.checked.plain_backbones,
                 logging=self._plain_logging,
                 inq=inq,
                 services=self._services(self.checked.backbones.get(backbone.name)),
             ):
-                self._failed.append(backbone.name)
+                self.intake.attach(inq)
+            else:
                 self._backbones.remove(backbone)
-                continue
-            started.append(backbone)
-            self.intake.attach(inq)
+                self._do_without(backbone, started)
         if not self._backbones:
             raise PluginError("no backbone runs, so no message could reach anyone: see above")
         self.subscriptions.backbones_are(self._backbones)
@@ -335,7 +336,8 @@ class ThreatBus:
             {app.name: self._snapshot_hook(app) for app in self._apps if app.has("snapshot")}
         )
         for app in list(self._apps):
-            if plugins.start(
+            started.append(app)
+            if not plugins.start(
                 app,
                 config=self.checked.plain_apps,
                 logging=self._plain_logging,
@@ -344,10 +346,14 @@ class ThreatBus:
                 unsubscribe_callback=self.unsubscribe,
                 services=self._services(self.checked.apps.get(app.name)),
             ):
-                started.append(app)
-            else:
-                self._failed.append(app.name)
                 self._apps.remove(app)
+                self._do_without(app, started)
+
+    def _do_without(self, plugin: Plugin, started: list[Plugin]) -> None:
+        """Take down a plugin that has not started."""
+        started.remove(plugin)
+        self._failed.append(plugin.name)
+        self._end_plugin(plugin, STOP_TIMEOUT_SECS)
 
     def _services(self, section: Any) -> Services:
         queues = self.checked.core.queues
@@ -483,15 +489,17 @@ class ThreatBus:
     def _take_down(self, started: Sequence[Plugin], deadline: float) -> None:
         """Stop the plugins that were started, the last one first, then what is the bus's own."""
         for plugin in reversed(started):
-            if plugin.group == BACKBONE_GROUP:
-                # Whoever still waits at it is woken.
-                self._inqs[plugin.name].close()
-            seconds = max(STOP_TIMEOUT_SECS, deadline - time.monotonic() + 1)
-            self._call_within(seconds, plugin, "stop")
+            self._end_plugin(plugin, max(STOP_TIMEOUT_SECS, deadline - time.monotonic() + 1))
         self.subscriptions.close()
         self.snapshots.stop()
         self.rejects.stop()
         self.rejects.join(STOP_TIMEOUT_SECS)
+
+    def _end_plugin(self, plugin: Plugin, seconds: float) -> None:
+        if plugin.group == BACKBONE_GROUP:
+            # Whoever still waits at it is woken.
+            self._inqs[plugin.name].close()
+        self._call_within(seconds, plugin, "stop")
 
     def _call_within(self, seconds: float, plugin: Plugin, hook: str, **arguments: object) -> Any:
         """Call a hook in a thread of its own, so that a plugin that hangs does not hang the bus."""
@@ -515,7 +523,7 @@ def start(config: Any) -> ThreatBus:
     """Start a bus from a Dynaconf object (or what `threatbus.config.load` gives).
 
     Returns when every plugin runs. Raises `InvalidConfig` with all that is wrong with the
-    configuration, `PluginError` for a plugin that cannot be loaded, and whatever `ThreatBusError`
+    configuration and its plugins, `PluginError` if no backbone runs, and whatever `ThreatBusError`
     a plugin raises to say that the bus must not start without it.
     """
     apps, backbones = plugins.installed(APP_GROUP), plugins.installed(BACKBONE_GROUP)

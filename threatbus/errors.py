@@ -9,7 +9,9 @@
     ├── Rejected           a message that the border does not let in
     │   └── NotCarried     … because it is of a type that the bus does not carry
     ├── Overflow           a queue that is full, or that a policy has closed
-    └── BusUnreachable     a client found nothing that answers at its endpoint
+    ├── BusUnreachable     a client found nothing that answers at its endpoint
+    ├── Refused            a client got an answer, but not what it asked for
+    └── Undelivered        not all that a client published has surely reached the bus
 
 A driver's own exceptions (ZeroMQ, pika, …) are translated into one of these where
 they arise and go no further.
@@ -77,3 +79,22 @@ class Overflow(ThreatBusError):
 
 class BusUnreachable(ThreatBusError):
     """Nothing answers at the endpoint, or what answers is no Threat Bus."""
+
+
+class Refused(ThreatBusError):
+    """The bus answers, but not with what was asked for; says its reason if it gave one."""
+
+
+class Undelivered(ThreatBusError):
+    """Not all that was published has surely reached the bus; `handed_over` were on their way."""
+
+    def __init__(self, reason: str, handed_over: int) -> None:
+        self.reason = reason
+        self.handed_over = handed_over
+        super().__init__(reason, handed_over)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.reason}; {self.handed_over:,} objects were handed over until then, "
+            "and the last ones may not have arrived"
+        )

@@ -86,7 +86,7 @@ class AppSpec:
         then receives plain stix2 objects, and snapshot requests of others as data classes.
 
         A `ThreatBusError` raised here stops the start of the bus; anything else is logged, and
-        the bus starts without the plugin.
+        the bus starts without the plugin. In both cases `stop` is called, to end what has begun.
         """
 
     @_app_spec
@@ -110,7 +110,10 @@ class AppSpec:
 
     @_app_spec
     def stop(self) -> None:
-        """At the end, last: close the endpoint and end the workers."""
+        """At the end, last: close the endpoint and end the workers, or what there is of them.
+
+        Also called when `run` has raised.
+        """
 
 
 class BackboneSpec:
@@ -129,7 +132,8 @@ class BackboneSpec:
         """Start: take messages from `inq` and pass them on, in workers; return at once.
 
         `config` is all of ``plugins.backbones``. `inq` is a `MessageQueue` of this backbone's own:
-        every configured backbone sees every message.
+        every configured backbone sees every message. What is raised here means what it means for
+        apps.
         """
 
     @_backbone_spec
@@ -152,4 +156,4 @@ class BackboneSpec:
 
     @_backbone_spec
     def stop(self) -> None:
-        """At the end: end the workers and close connections."""
+        """At the end, and when `run` has raised: end the workers and close connections."""

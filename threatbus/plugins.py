@@ -49,12 +49,24 @@ class InstalledPlugin:
     @property
     def schema(self) -> Any:
         """The schema of its section, or None; raises `PluginError`."""
-        return self.loaded.call("config_schema")
+        return self._ask("config_schema")
 
     @property
     def validators(self) -> Sequence[Any]:
         """The dynaconf validators of an old-style plugin; raises `PluginError`."""
-        return list(self.loaded.call("config_validators") or ())
+        return list(self._ask("config_validators") or ())
+
+    def _ask(self, hook: str) -> Any:
+        try:
+            return self.loaded.call(hook)
+        except PluginError:
+            raise
+        # Foreign code, as when it is loaded.
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"plugin {self.name} ({self.distribution}) fails in {hook}(): "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 def installed(group: str) -> dict[str, InstalledPlugin]:

@@ -126,9 +126,11 @@ class Snapshots:
         timeout: float,
         *,
         several_backbones: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._subscribers = subscribers
         self._timeout = timeout
+        self._clock = clock
         self._log = RateLimited(logger)
         # Guards the three fields below.
         self._lock = threading.Lock()
@@ -160,7 +162,7 @@ class Snapshots:
         A type for which the requester has a snapshot open already is left out.
         """
         self._forget_expired()
-        deadline = time.monotonic() + self._timeout
+        deadline = self._clock() + self._timeout
         opened = []
         with self._lock:
             busy = {entry.kind for entry in self._open.values() if entry.requester is requester}
@@ -245,14 +247,14 @@ class Snapshots:
             return
         with self._lock:
             entry = self._open.get(view.snapshot_id)
-            if entry is None or entry.deadline < time.monotonic():
+            if entry is None or entry.deadline < self._clock():
                 self.unclaimed += 1
                 logger.debug("snapshot %s is not awaited here", view.snapshot_id)
                 return
             fits = kind is entry.kind and found == kind.name.lower()
             if fits:
                 entry.bodies += 1
-                entry.deadline = time.monotonic() + self._timeout
+                entry.deadline = self._clock() + self._timeout
         if not fits:
             # The requester may not have subscribed to what this is.
             self._log.log(
@@ -268,7 +270,7 @@ class Snapshots:
         entry.requester.put_snapshot_body(body, entry.deadline)
 
     def _forget_expired(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             expired = [key for key, entry in self._open.items() if entry.deadline < now]
             ended = [self._open.pop(key) for key in expired]

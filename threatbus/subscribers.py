@@ -155,9 +155,17 @@ class Subscriber:
     guards is touched by the backbones' threads and by snapshots.
     """
 
-    def __init__(self, name: str, queue: MessageQueue, *, several_backbones: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        queue: MessageQueue,
+        *,
+        several_backbones: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
         self.queue = queue
+        self._clock = clock
         self.topics: set[str] = set()
         # Orders copies, live messages and snapshot bodies of this subscriber. Held while the queue
         # calls back, hence reentrant: a plugin may subscribe anew when its queue has overflowed.
@@ -217,7 +225,7 @@ class Subscriber:
             return True
 
     def _remember(self, guard: SnapshotGuard, batch: Sequence[Message]) -> None:
-        if time.monotonic() > guard.deadline:
+        if self._clock() > guard.deadline:
             self._guard = None
             return
         was_exhausted = guard.exhausted

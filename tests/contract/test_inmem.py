@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from backbone_contract import BackboneContract
 from threatbus_inmem.plugin import InMemoryBackbone
+
+from contract.backbone_contract import BackboneContract
 
 
 class TestInMemory(BackboneContract):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from backbone_contract import BackboneContract
 from threatbus_rabbitmq.plugin import RabbitMQBackbone
 
+from contract.backbone_contract import BackboneContract
 from testbed.rabbit import RabbitNode
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import logging
 import sys
+import threading
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 
 import threatbus
+from helpers.documents import indicators
+from threatbus.errors import Overflow
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.services import Services
@@ -63,7 +67,7 @@ class TestPlugins:
             target = implementation
         else:
             home = types.ModuleType(f"threatbus_test_plugin_{next(self._numbers)}")
-            home.plugin = implementation  # type: ignore[attr-defined]
+            vars(home)["plugin"] = implementation
             self._monkeypatch.setitem(sys.modules, home.__name__, home)
             target = f"{home.__name__}:plugin"
         self._points[group][name] = target
@@ -123,6 +127,35 @@ class Buses:
         logger.setLevel(logging.NOTSET)
 
 
+def reject_lines(bus: threatbus.ThreatBus) -> list[dict[str, Any]]:
+    """Give what the reject store of a bus has on disk."""
+    return [
+        json.loads(line)
+        for path in (bus.rejects.older_path, bus.rejects.path)
+        if path.exists()
+        for line in path.read_bytes().splitlines()
+    ]
+
+
+class Source(threading.Thread):
+    """Puts new indicators on inq one by one; ends with the last one, or when it is refused."""
+
+    def __init__(self, inq: Intake, count: int) -> None:
+        super().__init__(name="source", daemon=True)
+        self.inq = inq
+        self.messages = indicators(count)
+        #: Set when inq was closed.
+        self.refused = threading.Event()
+
+    def run(self) -> None:
+        """Put them."""
+        try:
+            for message in self.messages:
+                self.inq.put_many([message])
+        except Overflow:
+            self.refused.set()
+
+
 class OpenApp:
     """An app plugin without an endpoint: a test holds it and does what apps would have it do."""
 
@@ -135,6 +168,12 @@ class OpenApp:
         self.calls: list[str] = []
         # Called with a snapshot request and the queue for answers.
         self.answer: Callable[[Any, Any], None] | None = None
+
+    def source(self, count: int) -> Source:
+        """Put `count` new indicators on inq, in a thread."""
+        source = Source(self.inq, count)
+        source.start()
+        return source
 
     @threatbus.app
     def run(

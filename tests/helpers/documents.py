@@ -100,6 +100,19 @@ def stix_object(document: dict[str, Any]) -> Any:
     return stix2.parse(document, allow_custom=True)
 
 
+def library_topic(data: bytes | str) -> str | None:
+    """Give the topic of a document by the verdict of the stix2 library; None: it rejects it."""
+    import stix2  # noqa: PLC0415
+
+    try:
+        parsed = stix2.parse(data, allow_custom=True)
+    except Exception:  # noqa: BLE001  the library raises anything
+        return None
+    if isinstance(parsed, stix2.v21.Indicator):
+        return INDICATOR
+    return SIGHTING if isinstance(parsed, stix2.v21.Sighting) else None
+
+
 def request_message(kind: MessageType, snapshot_id: str, seconds: float = 86400) -> Message:
     """Give a snapshot request as another node would send it."""
     document = {

@@ -24,7 +24,7 @@ def program(name: str) -> str:
 
 
 def rabbit_node(settings: str = "") -> RabbitNode:
-    """Give a RabbitMQ node, to be started and closed; without RabbitMQ as `program`."""
+    """Give a RabbitMQ node for a ``with`` block; without RabbitMQ as `program`."""
     try:
         return RabbitNode(settings)
     except FileNotFoundError as error:

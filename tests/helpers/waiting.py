@@ -39,6 +39,16 @@ def eventually(condition: Callable[[], T], timeout: float = SOON, what: str = ""
         pause = min(pause * 1.5, 0.05)
 
 
+class Clock:
+    """A clock that goes when a test says so: ``clock.now += 60``."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def wait_for(event: threading.Event, what: str = "the event", timeout: float = SOON) -> None:
     """Wait for `event`; fails after `timeout` seconds."""
     assert event.wait(timeout), f"not within {timeout:.1f} s: {what}"

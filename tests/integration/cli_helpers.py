@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import zmq
-from helpers.ports import free_ports
 from helpers.waiting import SCALE, eventually
+
+from testbed.ports import Doors
 
 COMMAND = [sys.executable, "-m", "threatbus"]
 #: Seconds in which every command of these tests ends.
@@ -152,20 +153,23 @@ class Terminal:
 
 
 class BusProcess(Process):
-    """A bus with the ZeroMQ plugin on free ports, and the in-memory backbone unless told others."""
+    """A bus with the ZeroMQ plugin, on free ports unless told which.
+
+    With the in-memory backbone unless told others.
+    """
 
     def __init__(
         self,
         directory: Path,
-        ports: Sequence[int] = (),
+        doors: Doors | None = None,
         backbones: dict[str, Any] | None = None,
         **zmq_section: Any,
     ) -> None:
-        attempts = 1 if ports else 5
+        attempts = 1 if doors else 5
         for attempt in range(1, attempts + 1):
-            self.ports = list(ports) or free_ports(3)
+            self.doors = doors or Doors.free()
             self.config = write_config(
-                directory / f"config-{attempt}", self.ports, backbones, **zmq_section
+                directory / f"config-{attempt}", self.doors, backbones, **zmq_section
             )
             super().__init__(directory / f"bus-{attempt}", "-c", str(self.config))
             # A port that was free a moment ago may have become somebody else's.
@@ -181,7 +185,7 @@ class BusProcess(Process):
 
     @property
     def endpoint(self) -> str:
-        return f"tcp://127.0.0.1:{self.ports[0]}"
+        return self.doors.address("manage")
 
     @property
     def accepted(self) -> int:
@@ -192,15 +196,17 @@ class BusProcess(Process):
 
 def write_config(
     directory: Path,
-    ports: Sequence[int],
+    doors: Doors,
     backbones: dict[str, Any] | None = None,
     **zmq_section: Any,
 ) -> Path:
     """Write a config.yaml; gives its path."""
     directory.mkdir(parents=True, exist_ok=True)
-    section = dict(zip(("manage", "pub", "sub"), ports, strict=True)) | zmq_section
     content = {
-        "plugins": {"backbones": backbones or {"inmem": None}, "apps": {"zmq": section}},
+        "plugins": {
+            "backbones": backbones or {"inmem": None},
+            "apps": {"zmq": {**doors.section, **zmq_section}},
+        },
         "state_directory": str(directory / "state"),
     }
     path = directory / "config.yaml"

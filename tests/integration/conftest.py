@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from helpers.buses import Buses
-from zmq_helpers import App, Apps, ZmqBus
+
+from integration.zmq_helpers import App, Apps, ZmqBus
 
 
 @pytest.fixture

@@ -205,11 +205,11 @@ def test_the_process_ends_although_nobody_reads_a_multiprocessing_queue(tmp_path
     script = textwrap.dedent(
         """
         import sys
-        import time
         from multiprocessing import JoinableQueue
         sys.path.insert(0, sys.argv[1])
         import threatbus
         from helpers.documents import indicators
+        from helpers.waiting import eventually
         bus = threatbus.start({
             "plugins": {"apps": {}, "backbones": {"inmem": None}},
             "state_directory": sys.argv[2],
@@ -218,8 +218,7 @@ def test_the_process_ends_although_nobody_reads_a_multiprocessing_queue(tmp_path
         q = JoinableQueue()
         bus.subscribe("stix2", q)
         bus.intake.put_many(indicators(500))
-        while q.qsize() < 500:
-            time.sleep(0.01)
+        eventually(lambda: q.qsize() == 500)
         bus.stop()
         print("stopped", flush=True)
         """

@@ -11,7 +11,6 @@ from helpers.buses import Buses, OpenApp
 from helpers.documents import indicators
 from helpers.waiting import SOON, eventually, finished, wait_for
 
-from threatbus.errors import Overflow
 from threatbus.messages import Message
 
 APPS = {"open": None}
@@ -56,14 +55,7 @@ def test_a_plugin_may_unsubscribe_and_subscribe_anew_when_it_is_told_of_an_overf
 
     first = open_app.services.outq("first", on_overflow=again)
     open_app.subscribe("stix2", first)
-
-    def publish() -> None:
-        for message in indicators(15):
-            open_app.inq.put_many([message])
-
-    source = threading.Thread(target=publish, daemon=True)
-    source.start()
-    finished(source)
+    finished(open_app.source(15))
     assert second.qsize() == 4
     assert list(bus.stats()["subscribers"]) == ["second"]
 
@@ -90,23 +82,16 @@ def test_block_lets_sources_wait_until_the_slowest_has_read(
     open_app.inq.on_writable(told.set)
     outq = open_app.services.outq("slow")
     open_app.subscribe("stix2", outq)
-    batch = indicators(200)
-
-    def publish() -> None:
-        for message in batch:
-            open_app.inq.put_many([message])
-
-    source = threading.Thread(target=publish, daemon=True)
-    source.start()
+    source = open_app.source(200)
     eventually(lambda: not open_app.inq.writable)
     assert not told.is_set()
     got: list[Message] = []
     while len(got) < 200:
-        batch_got = outq.get_many(3, SOON)
-        assert batch_got
-        got += batch_got
+        batch = outq.get_many(3, SOON)
+        assert batch
+        got += batch
     finished(source)
-    assert got == batch
+    assert got == source.messages
     wait_for(told)
     assert open_app.inq.writable
     assert outq.stats().high_water <= 11
@@ -133,13 +118,7 @@ def test_policies_hold_for_foreign_queues_too(start_bus: Buses, open_app: OpenAp
     bus = start_bus(APPS, queues=limits("block"))
     foreign: queue.Queue[Any] = queue.Queue(1)
     open_app.subscribe("stix2", foreign)
-
-    def publish() -> None:
-        for message in indicators(600):
-            open_app.inq.put_many([message])
-
-    source = threading.Thread(target=publish, daemon=True)
-    source.start()
+    source = open_app.source(600)
     got = [foreign.get(timeout=SOON).name for _ in range(600)]
     finished(source)
     assert got == [str(number) for number in range(600)]
@@ -150,18 +129,8 @@ def test_a_bus_whose_sources_wait_can_be_stopped(start_bus: Buses, open_app: Ope
     bus = start_bus(APPS, queues=limits("block"))
     outq = open_app.services.outq("slow")
     open_app.subscribe("stix2", outq)
-    refused = threading.Event()
-
-    def publish() -> None:
-        try:
-            for message in indicators(20):
-                open_app.inq.put_many([message])
-        except Overflow:
-            refused.set()
-
-    source = threading.Thread(target=publish, daemon=True)
-    source.start()
+    source = open_app.source(20)
     eventually(lambda: not open_app.inq.writable)
     bus.stop()
-    wait_for(refused)
+    wait_for(source.refused)
     finished(source)

@@ -65,6 +65,13 @@ class Noting:
         self.calls.append(f"stop {self.name}")
 
 
+class Waiting(threatbus.StoppableWorker):
+    """A worker with nothing to do."""
+
+    def run(self) -> None:
+        self._stop_asked.wait()
+
+
 class NotingBackbone:
     """The same for a backbone."""
 
@@ -243,20 +250,10 @@ def test_a_source_that_waits_for_room_is_let_go(
 
     plugins.backbone("stuck", Stuck)
     bus = start_bus(APPS, {"stuck": None}, queues={"inq_messages": 5}, drain_timeout=0.2)
-    raised = threading.Event()
-
-    def publish() -> None:
-        try:
-            for message in indicators(10):
-                open_app.inq.put_many([message])
-        except Overflow:
-            raised.set()
-
-    source = threading.Thread(target=publish, daemon=True)
-    source.start()
+    source = open_app.source(10)
     eventually(lambda: not bus.intake.writable)
     bus.stop()
-    wait_for(raised)
+    wait_for(source.refused)
     assert "5 messages remain in backbone stuck" in caplog.text
     assert "5 not delivered" in caplog.text
 
@@ -292,14 +289,70 @@ def test_when_a_plugin_must_not_be_done_without_what_has_started_is_stopped_in_r
     calls: list[str] = []
     for name in ("a", "b"):
         plugins.app(name, Noting(name, calls))
+    plugins.app("lost", Noting("lost", calls, OSError("port in use")))
     plugins.app("c", Noting("c", calls, error))
     plugins.app("d", Noting("d", calls))
     plugins.backbone("bone", NotingBackbone("bone", calls))
     with pytest.raises(type(error)):
-        start_bus(dict.fromkeys("abcd"), {"bone": None})
-    assert calls == ["run bone", "run a", "run b", "run c", "stop b", "stop a", "stop bone"]
+        start_bus(dict.fromkeys(["a", "lost", "b", "c", "d"]), {"bone": None})
+    assert calls[:4] == ["run bone", "run a", "run lost", "stop lost"]
+    assert calls[4:] == ["run b", "run c", "stop c", "stop b", "stop a", "stop bone"]
     for thread in set(threading.enumerate()) - threads_before:
         finished(thread)
+
+
+@pytest.mark.parametrize("group", ["app", "backbone"])
+def test_a_plugin_that_fails_halfway_through_its_start_is_stopped_and_the_bus_goes_on(
+    group: str, start_bus: Buses, plugins: TestPlugins, open_app: OpenApp
+) -> None:
+    worker = Waiting(name="halfway")
+
+    def run(self: object) -> None:
+        worker.start()
+        raise OSError("no second port")
+
+    def stop(self: object) -> None:
+        worker.stop()
+        worker.join()
+
+    mark = getattr(threatbus, group)
+    halfway = type("Halfway", (), {"run": mark(run), "stop": mark(stop)})
+    getattr(plugins, group)("halfway", halfway)
+    groups = {"apps": {"open": None}, "backbones": {"inmem": None}}
+    groups[f"{group}s"]["halfway"] = None
+    bus = start_bus(**groups)
+    assert not worker.is_alive()
+    assert bus.lost_parts == ["halfway"]
+    outq = open_app.services.outq("somebody")
+    open_app.subscribe("stix2", outq)
+    open_app.inq.put_many(indicators(3))
+    assert len(outq.get_many(10)) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("nothing to stop"), SystemExit(1)])
+def test_a_plugin_that_fails_at_its_start_and_its_stop_costs_the_others_nothing(
+    error: BaseException,
+    start_bus: Buses,
+    plugins: TestPlugins,
+    open_app: OpenApp,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken:
+        @threatbus.app
+        def run(self) -> None:
+            raise OSError("port in use")
+
+        @threatbus.app
+        def stop(self) -> None:
+            raise error
+
+    plugins.app("broken", Broken)
+    bus = start_bus({"broken": None, "open": None})
+    assert "plugin broken does not start" in caplog.text
+    assert "plugin broken failed in stop()" in caplog.text
+    bus.stop()
+    assert caplog.text.count("plugin broken failed in stop()") == 1
+    assert open_app.calls == ["run", "stop"]
 
 
 @pytest.mark.usefixtures("short_patience")

@@ -18,7 +18,7 @@ from helpers.documents import (
 from helpers.waiting import eventually, in_threads
 
 import threatbus
-from threatbus.errors import Overflow, PluginError
+from threatbus.errors import InvalidConfig, Overflow, PluginError
 from threatbus.messages import Message
 
 APPS = {"open": None}
@@ -167,6 +167,12 @@ def test_stats_tell_what_is_where(start_bus: Buses, open_app: OpenApp) -> None:
     assert not bus.running
 
 
+class BrokenBackbone:
+    @threatbus.backbone
+    def run(self) -> None:
+        raise OSError("no broker")
+
+
 def test_a_plugin_that_does_not_start_is_named_and_the_bus_goes_on(
     start_bus: Buses,
     plugins: TestPlugins,
@@ -177,11 +183,6 @@ def test_a_plugin_that_does_not_start_is_named_and_the_bus_goes_on(
         @threatbus.app
         def run(self) -> None:
             raise OSError("port in use")
-
-    class BrokenBackbone:
-        @threatbus.backbone
-        def run(self) -> None:
-            raise OSError("no broker")
 
     plugins.app("broken", Broken)
     plugins.backbone("brokenbone", BrokenBackbone)
@@ -200,11 +201,6 @@ def test_a_plugin_that_does_not_start_is_named_and_the_bus_goes_on(
 def test_without_any_backbone_that_runs_the_start_fails(
     start_bus: Buses, plugins: TestPlugins, open_app: OpenApp
 ) -> None:
-    class BrokenBackbone:
-        @threatbus.backbone
-        def run(self) -> None:
-            raise OSError("no broker")
-
     plugins.backbone("brokenbone", BrokenBackbone)
     with pytest.raises(PluginError, match="no backbone runs"):
         start_bus(APPS, {"brokenbone": None})
@@ -220,7 +216,8 @@ def test_a_typo_in_a_hook_stops_the_start_with_what_was_meant(
             raise AssertionError
 
     plugins.app("typo", Typo)
-    with pytest.raises(PluginError, match=r"snapshots\(\) is no hook.*did you mean snapshot\(\)"):
+    meant = r"snapshots\(\) is no hook.*did you mean snapshot\(\)"
+    with pytest.raises(InvalidConfig, match=rf"plugins\.apps\.typo: .*{meant}"):
         start_bus({"typo": None})
 
 

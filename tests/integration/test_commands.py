@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,13 +13,23 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
-from cli_helpers import COMMAND, SECONDS, BusProcess, Process, Terminal, environment, write_config
-from cli_helpers import run as run_command
 from helpers.documents import encode, indicator, sighting
-from helpers.ports import free_port, free_ports
 from helpers.waiting import eventually
+
+from integration.cli_helpers import (
+    COMMAND,
+    SECONDS,
+    BusProcess,
+    Process,
+    Terminal,
+    environment,
+    write_config,
+)
+from integration.cli_helpers import run as run_command
+from testbed.ports import Doors, free_port, free_ports
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STUBBORN = """
@@ -52,8 +63,14 @@ def background(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts commands in the background and ends what a test leaves running."""
     started: list[Process] = []
 
-    def start(*arguments: str, **more: str) -> Process:
-        started.append(Process(tmp_path / f"command-{len(started)}", *arguments, **more))  # type: ignore[arg-type]
+    def start(
+        *arguments: str,
+        cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+        **environ: str,
+    ) -> Process:
+        directory = tmp_path / f"command-{len(started)}"
+        started.append(Process(directory, *arguments, cwd=cwd, stdin=stdin, **environ))
         return started[-1]
 
     yield start
@@ -96,7 +113,7 @@ def test_the_bus_runs_without_a_command_and_stops_cleanly_at_sigterm(bus: BusPro
 def test_the_bus_finds_a_configuration_in_the_current_directory(
     tmp_path: Path, background: Background
 ) -> None:
-    write_config(tmp_path / "here", free_ports(3)).rename(tmp_path / "here" / "config.yml")
+    write_config(tmp_path / "here", Doors.free()).rename(tmp_path / "here" / "config.yml")
     running = background(cwd=tmp_path / "here")
     running.says("running:")
     assert running.end(signal.SIGINT) == 0
@@ -105,21 +122,21 @@ def test_the_bus_finds_a_configuration_in_the_current_directory(
 def test_the_bus_runs_from_environment_variables_alone(
     tmp_path: Path, background: Background
 ) -> None:
-    manage, pub, sub = free_ports(3)
+    doors = Doors.free()
     running = background(
         cwd=tmp_path,
         THREATBUS_PLUGINS__BACKBONES__INMEM="{}",
-        THREATBUS_PLUGINS__APPS__ZMQ__MANAGE=str(manage),
-        THREATBUS_PLUGINS__APPS__ZMQ__PUB=str(pub),
-        THREATBUS_PLUGINS__APPS__ZMQ__SUB=str(sub),
+        THREATBUS_PLUGINS__APPS__ZMQ__MANAGE=str(doors.manage),
+        THREATBUS_PLUGINS__APPS__ZMQ__PUB=str(doors.pub),
+        THREATBUS_PLUGINS__APPS__ZMQ__SUB=str(doors.sub),
         THREATBUS_STATE_DIRECTORY=str(tmp_path / "state"),
     )
-    running.says(f"manage {manage}, pub {pub}, sub {sub}")
+    running.says(f"manage {doors.manage}, pub {doors.pub}, sub {doors.sub}")
     running.says("running:")
 
 
 def test_every_config_error_is_a_line_and_the_exit_code_2(tmp_path: Path) -> None:
-    config = write_config(tmp_path, (1, 2, 3), pub="x", hots="y")
+    config = write_config(tmp_path, Doors(1, 2, 3), pub="x", hots="y")
     for command in ([], ["check"]):
         ended = run_command(*command, "-c", str(config))
         lines = ended.stderr.decode().splitlines()
@@ -130,8 +147,8 @@ def test_every_config_error_is_a_line_and_the_exit_code_2(tmp_path: Path) -> Non
 
 def test_a_port_that_is_taken_ends_the_start_with_2_and_names_the_key(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        ports = [server.getsockname()[1], *free_ports(2)]
-        ended = run_command("-c", str(write_config(tmp_path, ports)))
+        doors = Doors(server.getsockname()[1], *free_ports(2))
+        ended = run_command("-c", str(write_config(tmp_path, doors)))
     assert ended.returncode == 2
     assert ended.stderr.startswith(b"threatbus: plugins.apps.zmq.manage: ")
 
@@ -139,13 +156,13 @@ def test_a_port_that_is_taken_ends_the_start_with_2_and_names_the_key(tmp_path: 
 def test_a_person_at_a_terminal_is_told_what_listens_and_what_to_try(
     tmp_path: Path, terminal: Terminals
 ) -> None:
-    ports = free_ports(3)
-    config = write_config(tmp_path / "c", ports)
+    doors = Doors.free()
+    config = write_config(tmp_path / "c", doors)
     screen = terminal("-c", str(config), cwd=EXAMPLES.parent)
-    endpoint = f"tcp://127.0.0.1:{ports[0]}"
+    endpoint = doors.address("manage")
     shown = screen.shows("examples/indicators.json")
     assert (
-        f"subscribe at {endpoint}, receive from port {ports[1]}, publish to port {ports[2]}"
+        f"subscribe at {endpoint}, receive from port {doors.pub}, publish to port {doors.sub}"
         in shown
     )
     assert f"threatbus tail --endpoint {endpoint}" in shown
@@ -159,7 +176,7 @@ def test_the_service_manager_is_told_when_it_is_ready_and_when_it_stops(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
         manager.settimeout(SECONDS)
-        config = write_config(tmp_path / "c", free_ports(3))
+        config = write_config(tmp_path / "c", Doors.free())
         running = background("-c", str(config), NOTIFY_SOCKET=str(address))
         assert manager.recv(100).startswith(b"READY=1")
         running.process.terminate()
@@ -180,7 +197,7 @@ def test_a_signal_during_the_start_stops_it_cleanly_too(
         "    return found\n"
         "signal.signal = install\n"
     )
-    config = write_config(tmp_path / "c", free_ports(3))
+    config = write_config(tmp_path / "c", Doors.free())
     running = background("-c", str(config), PYTHONPATH=str(tmp_path))
     assert running.process.wait(SECONDS) == 0
     assert "stopped after" in running.stderr
@@ -231,10 +248,24 @@ def test_the_limit_of_open_files_is_raised(bus: BusProcess) -> None:
 
 
 def test_a_valid_configuration_is_summed_up(tmp_path: Path) -> None:
-    config = write_config(tmp_path, (1, 2, 3))
+    config = write_config(tmp_path, Doors(1, 2, 3))
     ended = run_command("check", cwd=config.parent)
     assert ended.stdout == b"config.yaml is valid: backbones inmem; apps zmq\n"
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_plugin_that_cannot_be_loaded_is_told_with_all_other_errors(tmp_path: Path) -> None:
+    directory = install_stubborn(tmp_path / "plugin", "pass")
+    (directory / "stubborn.py").write_text("import nothing_of_that_name\n")
+    config = directory / "config.yaml"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "logging": {"file": 7}}))
+    ended = run_command("check", cwd=directory, PYTHONPATH=str(directory))
+    told = ended.stderr.decode()
+    assert "logging.file: is the number 7" in told
+    assert re.search(r"plugins\.apps\.stubborn: .*nothing_of_that_name", told)
+    assert len(told.splitlines()) == 2
+    assert ended.returncode == 2
 
 
 # plugins
@@ -250,7 +281,7 @@ def test_plugins_are_listed_without_any_configuration(tmp_path: Path) -> None:
 
 
 def test_plugins_are_listed_with_a_broken_configuration_too(tmp_path: Path) -> None:
-    config = write_config(tmp_path, (1, 2, 3), pub="x")
+    config = write_config(tmp_path, Doors(1, 2, 3), pub="x")
     content = json.loads(config.read_text())
     content["plugins"]["apps"]["nowhere"] = {}
     config.write_text(json.dumps(content))
@@ -399,21 +430,27 @@ def test_snapshot_requests_are_shown_to_people_only(
     screen.shows("sightings of the last 30 days")
 
 
-def test_a_tail_ends_quietly_with_who_reads_it(bus: BusProcess) -> None:
-    tail = subprocess.Popen(
+@contextlib.contextmanager
+def reader_of_a_tail(bus: BusProcess) -> Iterator[IO[bytes]]:
+    """Give the end of a tail's pipe; when the reader is gone, the tail must end quietly."""
+    with subprocess.Popen(
         [*COMMAND, "tail", "--endpoint", bus.endpoint],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),
-    )
-    subscribed(bus)
-    assert tail.stdout is not None
-    assert tail.stderr is not None
-    tail.stdout.close()
-    # Although nothing comes that it could fail to write.
-    assert tail.wait(SECONDS) == 0
-    assert tail.stderr.read() == b""
-    tail.stderr.close()
+    ) as tail:
+        subscribed(bus)
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        with tail.stdout:
+            yield tail.stdout
+        assert tail.wait(SECONDS) == 0
+        assert tail.stderr.read() == b""
+
+
+def test_a_tail_ends_quietly_with_who_reads_it(bus: BusProcess) -> None:
+    with reader_of_a_tail(bus):
+        pass  # nothing comes that it could fail to write
 
 
 def test_a_pipe_that_is_read_no_further_ends_a_tail_quietly(bus: BusProcess) -> None:
@@ -432,23 +469,11 @@ def test_a_pipe_that_is_read_no_further_ends_a_tail_quietly(bus: BusProcess) -> 
 
 
 def test_a_pipe_that_closes_in_the_middle_of_a_line_ends_a_tail_quietly(bus: BusProcess) -> None:
-    tail = subprocess.Popen(
-        [*COMMAND, "tail", "--endpoint", bus.endpoint],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-    )
-    subscribed(bus)
-    assert tail.stdout is not None
-    assert tail.stderr is not None
     # More than a pipe holds, in one line, of which only the beginning is read.
     long = encode(indicator(description="x" * 1_000_000))
-    run_command("publish", "-", "--endpoint", bus.endpoint, stdin=long)
-    assert os.read(tail.stdout.fileno(), 10) == b'{"type": "'
-    tail.stdout.close()
-    assert tail.wait(SECONDS) == 0
-    assert tail.stderr.read() == b""
-    tail.stderr.close()
+    with reader_of_a_tail(bus) as pipe:
+        run_command("publish", "-", "--endpoint", bus.endpoint, stdin=long)
+        assert os.read(pipe.fileno(), 10) == b'{"type": "'
 
 
 def test_a_tail_goes_on_after_a_restart_of_the_bus(
@@ -457,7 +482,7 @@ def test_a_tail_goes_on_after_a_restart_of_the_bus(
     tail = background("tail", "--endpoint", bus.endpoint, "--timeout", "0.3")
     subscribed(bus)
     bus.end()
-    again = BusProcess(tmp_path / "again", bus.ports)
+    again = BusProcess(tmp_path / "again", bus.doors)
     try:
         tail.says("subscribed again")
         run_command("publish", str(EXAMPLES / "indicator.json"), "--endpoint", bus.endpoint)

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from helpers.documents import indicators
-from helpers.ports import free_port
 from helpers.services import rabbit_node
 from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
-from rabbit_helpers import Cluster, exchange_of
-from zmq_helpers import App, Apps, Proxy, ZmqBus, numbered, proxy, rss_bytes
 
+from integration.rabbit_helpers import Cluster, exchange_of
+from integration.zmq_helpers import App, Apps, Proxy, ZmqBus, numbered, proxy, rss_bytes
+from testbed.ports import free_port
 from testbed.rabbit import RabbitNode
 from threatbus.errors import Overflow
 
@@ -30,12 +30,8 @@ RESUME_SECS = 3.0 * SCALE
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[RabbitNode]:
     """A broker that tests kill and start again; each leaves it running."""
-    node = rabbit_node()
-    try:
-        node.start()
+    with rabbit_node() as node:
         yield node
-    finally:
-        node.close()
 
 
 class Ways:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import zmq
-from cli_helpers import BusProcess, Process, run, write_config
 from helpers.documents import encode, indicator
-from helpers.ports import free_ports
 from helpers.waiting import SOON, eventually
-from rabbit_helpers import Cluster, exchange_of
 
+from integration.cli_helpers import BusProcess, Process, run, write_config
+from integration.rabbit_helpers import Cluster, exchange_of
+from testbed.ports import Doors
 from testbed.rabbit import RabbitNode
 
 Nodes = Callable[..., BusProcess]
@@ -77,8 +77,8 @@ def test_what_one_of_three_nodes_takes_in_reaches_the_subscribers_of_all_once(
     sent = [indicator(name=str(number)) for number in range(300)]
     for number, each in enumerate(nodes):
         publish(each, *sent[number::3])
-    for each in tails:
-        got = ids(each, len(sent))
+    for receiving in tails:
+        got = ids(receiving, len(sent))
         assert sorted(got) == sorted(document["id"] for document in sent)
         for number in range(3):
             of_one_node = [document["id"] for document in sent[number::3]]
@@ -100,7 +100,7 @@ def test_a_snapshot_is_answered_from_another_node_and_goes_to_who_asked_alone(
         assert head.endswith(b"snapshotrequest")
         request = json.loads(body)
         pub = context.socket(zmq.XPUB)
-        pub.connect(f"tcp://127.0.0.1:{answering.ports[2]}")
+        pub.connect(answering.doors.address("sub"))
         pub.recv()
         for document in history:
             envelope = {
@@ -166,7 +166,7 @@ def test_a_queue_with_other_arguments_stops_the_start_with_one_message_and_the_w
 ) -> None:
     node(1).end()
     backbones = cluster.backbones(1, queue={"max_items": 5})
-    config = write_config(tmp_path / "other", free_ports(3), backbones)
+    config = write_config(tmp_path / "other", Doors.free(), backbones)
     done = run("-c", str(config))
     said = done.stderr.decode()
     assert done.returncode != 0
@@ -186,5 +186,5 @@ def subscribe_raw(
         reply: Any = req.recv_json()
     sub = context.socket(zmq.SUB)
     sub.subscribe(reply["topic"].encode())
-    sub.connect(f"tcp://127.0.0.1:{at.ports[1]}")
+    sub.connect(at.doors.address("pub"))
     return sub

@@ -12,10 +12,10 @@ import pytest
 import trustme
 from helpers.buses import Buses, OpenApp
 from helpers.documents import indicators
-from helpers.ports import free_port
 from helpers.services import rabbit_node
 from helpers.waiting import eventually
 
+from testbed.ports import free_port
 from threatbus.errors import InvalidConfig
 
 APPS = {"open": None}
@@ -47,19 +47,15 @@ def tls_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsBroker]:
         issued = authority.issue_cert("localhost")
         issued.private_key_and_cert_chain_pem.write_to_path(str(directory / f"{name}.pem"))
     port = free_port()
-    node = rabbit_node(
+    with rabbit_node(
         f"listeners.ssl.1 = 127.0.0.1:{port}\n"
         f"ssl_options.cacertfile = {directory}/ca.pem\n"
         f"ssl_options.certfile = {directory}/server.pem\n"
         f"ssl_options.keyfile = {directory}/server.pem\n"
         "ssl_options.verify = verify_peer\n"
         "ssl_options.fail_if_no_peer_cert = true\n"
-    )
-    try:
-        node.start()
+    ):
         yield TlsBroker(port, directory)
-    finally:
-        node.close()
 
 
 def test_messages_pass_when_each_side_trusts_the_other(

@@ -10,12 +10,12 @@ from typing import Any
 import pika
 import pika.exceptions
 import pytest
-from helpers.buses import Buses, OpenApp
+from helpers.buses import Buses, OpenApp, reject_lines
 from helpers.documents import encode, indicator, indicator_bytes, indicators, sighting_bytes
 from helpers.waiting import eventually
-from rabbit_helpers import Cluster, OldNode, Peer, exchange_of
-from zmq_helpers import Apps
 
+from integration.rabbit_helpers import Cluster, OldNode, Peer, exchange_of
+from integration.zmq_helpers import Apps
 from testbed.rabbit import RabbitNode
 from threatbus.messages import INDICATOR, SIGHTING
 from threatbus.queues import MessageQueue
@@ -100,8 +100,8 @@ def test_a_body_that_is_no_stix_is_kept_in_the_reject_store_and_costs_nobody_els
     for body in (*bad, good):
         peer.publish(body)
     assert received(outq, 1) == [good]
-    eventually(lambda: bus.rejects.path.read_bytes().count(b"\n") == len(bad))
-    kept = [json.loads(line) for line in bus.rejects.path.read_bytes().splitlines()]
+    eventually(lambda: len(reject_lines(bus)) == len(bad))
+    kept = reject_lines(bus)
     assert {line["origin"] for line in kept} == {"rabbitmq"}
     assert all(line["reason"] for line in kept)
     eventually(lambda: cluster.messages(1) == 0, what="nothing comes again and again")
@@ -157,7 +157,7 @@ def test_a_node_of_the_old_kind_takes_part_whoever_came_first(
     assert received(outq, 2) == theirs
     ours = indicators(2)
     open_app.inq.put_many(ours)
-    from_us = []
+    from_us: list[bytes] = []
     while len(from_us) < 2:
         body, _ = old.receive()
         if body not in theirs:

@@ -13,7 +13,8 @@ import pytest
 import zmq
 from helpers.documents import encode, indicator, indicator_bytes
 from helpers.waiting import SCALE, SOON, eventually
-from zmq_helpers import App, Apps, ZmqBus, numbered, rss_bytes
+
+from integration.zmq_helpers import App, Apps, ZmqBus, numbered, rss_bytes
 
 GARBAGE = {
     "random bytes": random.Random(7).randbytes(2000),

@@ -10,18 +10,8 @@ from typing import Any
 import pytest
 import zmq
 from helpers.waiting import SOON, eventually
-from zmq_helpers import App, Apps, ZmqBus, descriptors
 
-
-@pytest.fixture
-def bus(zmq_apps: Apps) -> ZmqBus:
-    return zmq_apps.bus()
-
-
-@pytest.fixture
-def app(zmq_apps: Apps, bus: ZmqBus) -> App:
-    return zmq_apps.app(bus)
-
+from integration.zmq_helpers import App, Apps, ZmqBus, descriptors
 
 UNKNOWN = b'{"status":"unknown request","reason":"'
 ERROR = b'{"status":"error","reason":"'

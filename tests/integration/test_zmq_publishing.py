@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from helpers.buses import OpenApp
 from helpers.documents import encode, indicator, indicator_bytes, sighting, sighting_bytes
 from helpers.waiting import SOON, eventually, in_threads
-from zmq_helpers import App, Apps, ZmqBus, number_of, numbered
+
+from integration.zmq_helpers import App, Apps, ZmqBus, number_of, numbered
 
 
 @pytest.fixture
@@ -170,7 +172,7 @@ def test_a_heavy_load_arrives_completely(bus: ZmqBus, publisher: App, reader: Ap
 
 
 def test_slow_documents_hold_up_neither_management_nor_other_plugins(
-    zmq_apps: Apps, open_app: Any
+    zmq_apps: Apps, open_app: OpenApp
 ) -> None:
     bus = zmq_apps.bus(apps={"open": None})
     reader = zmq_apps.app(bus).subscribe("stix2").connect().connected()
@@ -242,6 +244,7 @@ def test_publishers_that_come_and_go_are_not_taken_for_offenders(
         app.publish_numbered(number, 1)
         assert reader.receive_until(number) == [number]
         app.close()
-    watched = bus.endpoint.receiver.monitor._connections
-    eventually(lambda: not watched, what="no descriptor of them is kept")
+    monitor = bus.endpoint.receiver.monitor
+    assert monitor is not None
+    eventually(lambda: not monitor._connections, what="no descriptor of them is kept")
     assert bus.bus.rejects.total == 0

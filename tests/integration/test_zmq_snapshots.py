@@ -7,9 +7,11 @@ import uuid
 from typing import Any
 
 import pytest
+from helpers.buses import OpenApp
 from helpers.documents import encode, envelope_message, indicator, sighting, timestamp
 from helpers.waiting import eventually
-from zmq_helpers import App, Apps, ZmqBus
+
+from integration.zmq_helpers import App, Apps, ZmqBus
 
 
 def request_in(frame: bytes, app: App) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def test_a_snapshot_overwrites_nothing_newer_that_has_come_live(other: App, aski
     asking.receives_nothing(0.05)
 
 
-def test_a_plugin_is_asked_too(zmq_apps: Apps, open_app: Any) -> None:
+def test_a_plugin_is_asked_too(zmq_apps: Apps, open_app: OpenApp) -> None:
     from threatbus.data import SnapshotEnvelope  # noqa: PLC0415
 
     body = indicator()

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from helpers.buses import Buses
+from helpers.buses import Buses, reject_lines
 from helpers.documents import encode, indicator
-from helpers.ports import free_ports
 from helpers.waiting import SOON, eventually
+from threatbus_zmq.endpoint import Endpoint
+from threatbus_zmq.plugin import ZmqPlugin
+from threatbus_zmq.publisher import Delivery
 
 import threatbus
+from testbed.ports import Doors, free_ports
 
 Socket = zmq.Socket[bytes]
 
 
-class ZmqBus:
+class ZmqBus(Doors):
     """A bus in this process whose ZeroMQ endpoint is on free ports."""
 
     def __init__(self, start_bus: Buses, apps: dict[str, Any] | None = None, **options: Any):
@@ -34,22 +37,34 @@ class ZmqBus:
             for key in ("queues", "drain_timeout", "rejected", "snapshot_timeout", "backbones")
             if key in options
         }
-        self.manage, self.pub, self.sub = free_ports(3)
-        section = {"manage": self.manage, "pub": self.pub, "sub": self.sub, **options}
-        self.host = section.get("host", "127.0.0.1")
+        super().__init__(*free_ports(3), host=options.get("host", "127.0.0.1"))
+        section = {**self.section, **options}
         self.bus: threatbus.ThreatBus = start_bus(apps={"zmq": section, **(apps or {})}, **core)
 
     @property
-    def endpoint(self) -> Any:
-        """The plugin's inside, to break things there and to look at what no app can see."""
+    def plugin(self) -> ZmqPlugin:
+        """The plugin of this bus."""
         (plugin,) = [app for app in self.bus._apps if app.name == "zmq"]
-        implementation: Any = plugin._manager.get_plugin("zmq")
-        return implementation._endpoint
+        implementation = plugin._manager.get_plugin("zmq")
+        assert isinstance(implementation, ZmqPlugin)
+        return implementation
 
-    def address(self, door: str) -> str:
-        """Give the address of ``manage``, ``pub`` or ``sub``."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{getattr(self, door)}"
+    @property
+    def endpoint(self) -> Endpoint:
+        """The plugin's inside, to break things there and to look at what no app can see."""
+        assert self.plugin._endpoint is not None, "the bus is stopped"
+        return self.plugin._endpoint
+
+    def time_passes(self, seconds: float) -> None:
+        """Put the endpoint's clock forward, and have its loop look at it."""
+        clock = self.endpoint._clock
+
+        def later() -> float:
+            return clock() + seconds
+
+        for part in (self.endpoint, self.endpoint.manager, self.endpoint.publisher):
+            part._clock = later
+        self.endpoint._wakeup()
 
     def accepted(self, count: int) -> None:
         """Wait until the bus has accepted `count` messages."""
@@ -62,13 +77,7 @@ class ZmqBus:
 
     def reject_lines(self) -> list[dict[str, Any]]:
         """Give what the reject store has on disk."""
-        paths = (self.bus.rejects.older_path, self.bus.rejects.path)
-        return [
-            json.loads(line)
-            for path in paths
-            if path.exists()
-            for line in path.read_bytes().splitlines()
-        ]
+        return reject_lines(self.bus)
 
 
 class App:
@@ -78,7 +87,7 @@ class App:
     """
 
     def __init__(
-        self, bus: ZmqBus, *, context: zmq.Context[Socket] | None = None, rcvhwm: int = 1000
+        self, bus: Doors, *, context: zmq.Context[Socket] | None = None, rcvhwm: int = 1000
     ) -> None:
         self.bus = bus
         self._own_context = context is None
@@ -154,8 +163,14 @@ class App:
         eventually(lambda: self.delivery().connected, what="the SUB has arrived")
         return self
 
-    def delivery(self) -> Any:
-        """Give the publisher's side of this subscription."""
+    def stalled(self) -> App:
+        """Wait until the bus has given up for now on a SUB that does not read."""
+        eventually(lambda: self.delivery().retry_delay > 0.04, what="it has stalled")
+        return self
+
+    def delivery(self) -> Delivery:
+        """Give the publisher's side of this subscription; for a bus in this process."""
+        assert isinstance(self.bus, ZmqBus)
         return self.bus.endpoint.publisher._deliveries[self.p2p]
 
     def is_in_use(self) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from threatbus.config import Checked, Host, Port, Text, load, read
-from threatbus.errors import InvalidConfig
+from threatbus.config import Checked, Host, PluginInfo, Port, Text, load, read
+from threatbus.errors import InvalidConfig, PluginError
 
 
 class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +43,17 @@ class Plugin:
     validators: list[Any] = field(default_factory=list)
 
 
-def named(*plugins: Plugin) -> dict[str, Plugin]:
+@dataclass
+class BrokenPlugin:
+    name: str
+    validators: tuple[()] = ()
+
+    @property
+    def schema(self) -> None:
+        raise PluginError(f"plugin {self.name} cannot be loaded:\nthere is no kafka")
+
+
+def named(*plugins: PluginInfo) -> dict[str, PluginInfo]:
     return {plugin.name: plugin for plugin in plugins}
 
 
@@ -58,8 +68,8 @@ ZEEK = "plugins: {backbones: {inmem: }, apps: {zeek: {port: 47761, secret_key: h
 def from_yaml(
     text: str,
     environ: Mapping[str, str] | None = None,
-    apps: Mapping[str, Plugin] = APPS,
-    backbones: Mapping[str, Plugin] = BACKBONES,
+    apps: Mapping[str, PluginInfo] = APPS,
+    backbones: Mapping[str, PluginInfo] = BACKBONES,
 ) -> Checked:
     file = Path("given.yaml")
     file.write_text(text, encoding="utf-8")
@@ -76,5 +86,5 @@ def errors_of(text: str, environ: Mapping[str, str] | None = None, **more: Any) 
     return [str(error) for error in caught.value.errors]
 
 
-def zeek_with(*validators: Any) -> dict[str, Plugin]:
+def zeek_with(*validators: Any) -> dict[str, PluginInfo]:
     return named(Plugin("zeek", None, list(validators)))

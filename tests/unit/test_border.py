@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stix2
+from helpers.documents import encode, library_topic
 from hypothesis import given, settings
-from strategies import (
+
+from threatbus.border import DIFFERENCES, MAX_REASON, Border
+from threatbus.errors import NotCarried, Rejected
+from threatbus.fastpath import MAX_DEPTH
+from unit.strategies import (
     HARD_PATTERNS,
     indicator,
     mutated_documents,
@@ -21,29 +25,11 @@ from strategies import (
     sighting,
 )
 
-from threatbus.border import DIFFERENCES, MAX_REASON, Border
-from threatbus.errors import NotCarried, Rejected
-from threatbus.fastpath import MAX_DEPTH
-
 ROOT = Path(__file__).parents[2]
 SEEDED = settings(derandomize=True, database=None, deadline=None)
 MARKING = [{"selectors": ["pattern"], "lang": "en"}]
 
 border = Border()
-
-
-def encode(document: Any) -> bytes:
-    return json.dumps(document).encode()
-
-
-def library_topic(data: bytes | str) -> str | None:
-    try:
-        parsed = stix2.parse(data, allow_custom=True)
-    except Exception:  # noqa: BLE001  the library raises anything
-        return None
-    if type(parsed) is stix2.v21.Indicator:
-        return "stix2/indicator"
-    return "stix2/sighting" if type(parsed) is stix2.v21.Sighting else None
 
 
 def border_topic(data: bytes) -> str | None:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
-from configs import APPS, BACKBONES, RabbitConfig, ZmqConfig
 
 from threatbus import config
 from threatbus.config import (
@@ -24,6 +23,7 @@ from threatbus.config import (
     read,
 )
 from threatbus.errors import ConfigError
+from unit.configs import APPS, BACKBONES, RabbitConfig, ZmqConfig
 
 pytestmark = pytest.mark.usefixtures("empty_surroundings")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from configs import MINIMAL, from_yaml
 
 from threatbus import config
 from threatbus.config import CoreConfig
+from unit.configs import MINIMAL, from_yaml
 
 pytestmark = pytest.mark.usefixtures("empty_surroundings")
 

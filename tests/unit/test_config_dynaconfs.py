@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import APPS, BACKBONES, MINIMAL, ZEEK, ZmqConfig, zeek_with
 from dynaconf import Dynaconf, Validator
 
 from threatbus.config import Source, read
 from threatbus.errors import InvalidConfig
+from unit.configs import APPS, BACKBONES, MINIMAL, ZEEK, ZmqConfig, zeek_with
 
 pytestmark = pytest.mark.usefixtures("empty_surroundings")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from configs import APPS, BACKBONES, MINIMAL, ZmqConfig, errors_of, from_environment, from_yaml
 
 from threatbus.config import Source, read
 from threatbus.errors import InvalidConfig
+from unit.configs import APPS, BACKBONES, MINIMAL, ZmqConfig, errors_of, from_environment, from_yaml
 
 pytestmark = pytest.mark.usefixtures("empty_surroundings")
 

@@ -6,7 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from configs import (
+from dynaconf import Validator
+from hypothesis import given
+from hypothesis import strategies as st
+
+from threatbus.config import load, read
+from threatbus.errors import InvalidConfig
+from unit.configs import (
     APPS,
     BACKBONES,
     MINIMAL,
@@ -17,12 +23,6 @@ from configs import (
     from_yaml,
     named,
 )
-from dynaconf import Validator
-from hypothesis import given
-from hypothesis import strategies as st
-
-from threatbus.config import load, read
-from threatbus.errors import InvalidConfig
 
 pytestmark = pytest.mark.usefixtures("empty_surroundings")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from configs import APPS, MINIMAL, ZEEK, errors_of, from_yaml, named, zeek_with
 from dynaconf import Validator
+
+from unit.configs import APPS, MINIMAL, ZEEK, errors_of, from_yaml, named, zeek_with
 
 pytestmark = pytest.mark.usefixtures("empty_surroundings")
 

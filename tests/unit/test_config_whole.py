@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import MINIMAL, Plugin, ZmqConfig, errors_of, from_environment, from_yaml, named
 
 from threatbus import config
 from threatbus.errors import InvalidConfig
+from unit.configs import (
+    APPS,
+    MINIMAL,
+    BrokenPlugin,
+    Plugin,
+    ZmqConfig,
+    errors_of,
+    from_environment,
+    from_yaml,
+    named,
+)
 
 pytestmark = pytest.mark.usefixtures("empty_surroundings")
 
@@ -29,12 +39,15 @@ plugins:
   apps:
     zmq: {pub: 0, pubb: 1}
     misp:
+    broken: {a: 1}
 """
-    keys = [error.partition(":")[0] for error in errors_of(text)]
+    found = errors_of(text, apps=APPS | named(BrokenPlugin("broken")))
+    keys = [error.partition(":")[0] for error in found]
     assert sorted(keys) == [
         "logging.consol",
         "logging.console_verbosity",
         "plugin",
+        "plugins.apps.broken",
         "plugins.apps.misp",
         "plugins.apps.zmq.pub",
         "plugins.apps.zmq.pubb",
@@ -45,12 +58,34 @@ plugins:
 
 
 def test_a_plugin_that_is_not_installed_says_how_to_get_it() -> None:
+    [error] = errors_of("plugins: {backbones: {inmem: }, apps: {misp: {port: 1}}}\n")
+    assert error == (
+        "plugins.apps.misp: is a plugin that is not installed, but it must be one of the "
+        "installed ones (zeek, zmq); try `pip install threatbus-misp`"
+    )
+
+
+def test_a_mistyped_plugin_names_the_installed_one_and_nothing_to_install() -> None:
     [error] = errors_of("plugins: {backbones: {inmem: }, apps: {zek: {port: 1}}}\n")
     assert error == (
         "plugins.apps.zek: is a plugin that is not installed, but it must be one of the "
-        "installed ones (zeek, zmq); try `pip install threatbus-zek`; "
-        "did you mean plugins.apps.zeek?"
+        "installed ones (zeek, zmq); did you mean plugins.apps.zeek?"
     )
+
+
+def test_a_plugin_that_cannot_be_loaded_says_why_in_one_line() -> None:
+    broken = named(BrokenPlugin("broken"))
+    [error] = errors_of("plugins: {backbones: {inmem: }, apps: {BROKEN: }}\n", apps=broken)
+    assert error == (
+        "plugins.apps.BROKEN: is a broken plugin (plugin broken cannot be loaded: "
+        "there is no kafka), but it must be one that can be loaded"
+    )
+
+
+def test_a_plugin_that_cannot_be_loaded_names_the_variable_that_switches_it_on() -> None:
+    environ = {"THREATBUS_PLUGINS__APPS__BROKEN": ""}
+    [error] = errors_of(MINIMAL, environ, apps=APPS | named(BrokenPlugin("broken")))
+    assert "is a broken plugin (set by THREATBUS_PLUGINS__APPS__BROKEN) (plugin" in error
 
 
 def test_a_backbone_among_the_apps_is_sent_to_its_place() -> None:
@@ -122,9 +157,9 @@ def test_a_name_with_capitals_is_found_from_a_variable() -> None:
 
 def test_new_plugins_are_handed_the_checked_values_with_defaults() -> None:
     text = "plugins: {backbones: {rabbitmq: {host: h, port: '5'}}, apps: {zmq: }}\n"
-    plain = from_yaml(text).plain_backbones
+    plain: Any = from_yaml(text).plain_backbones
     assert plain["rabbitmq"]["port"] == 5
-    assert plain.rabbitmq.queue.max_items == 0  # type: ignore[attr-defined]
+    assert plain.rabbitmq.queue.max_items == 0
     assert plain.get("inmem") is None
 
 
@@ -141,8 +176,9 @@ def test_old_plugins_find_items_and_attributes_in_any_case() -> None:
 
 
 def test_an_unknown_attribute_of_a_section_is_an_attribute_error() -> None:
+    plain: Any = from_yaml(MINIMAL).plain_apps
     with pytest.raises(AttributeError, match="nothing"):
-        _ = from_yaml(MINIMAL).plain_apps.nothing  # type: ignore[attr-defined]
+        _ = plain.nothing
 
 
 # Cost

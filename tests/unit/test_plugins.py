@@ -82,6 +82,24 @@ def test_a_plugin_that_cannot_be_loaded_says_who_and_why(
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no schema today"), SystemExit(3)])
+@pytest.mark.parametrize("hook", ["config_schema", "config_validators"])
+def test_a_plugin_that_cannot_say_what_its_section_is_says_who_and_why(
+    plugins: TestPlugins, hook: str, error: BaseException
+) -> None:
+    def fails(self: object) -> None:
+        raise error
+
+    plugins.app("broken", type("Broken", (), {hook: threatbus.app(fails)}))
+    found = host.installed(APP_GROUP)["broken"]
+    with pytest.raises(PluginError) as caught:
+        _ = (found.schema, found.validators)
+    assert str(caught.value) == (
+        f"plugin broken (threatbus-test-plugins 1.0) fails in {hook}(): "
+        f"{type(error).__name__}: {error}"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +18,7 @@ from helpers.documents import (
     sighting,
     stix_object,
 )
-from helpers.waiting import eventually, finished, wait_for
+from helpers.waiting import Clock, eventually, finished, wait_for
 
 from threatbus import snapshots as module
 from threatbus.data import MessageType, SnapshotEnvelope, SnapshotRequest
@@ -31,17 +30,20 @@ from threatbus.subscribers import Subscriber
 DAY = timedelta(days=1)
 
 
-def subscriber(name: str) -> Subscriber:
-    return Subscriber(name, MessageQueue(name), several_backbones=False)
-
-
 class Parts:
     """The snapshots of a node with two subscribers, one of which asks."""
 
-    def __init__(self, timeout: float = 60, *, several_backbones: bool = False) -> None:
-        self.asking, self.other = subscriber("asking"), subscriber("other")
+    def __init__(self, *, several_backbones: bool = False) -> None:
+        self.clock = Clock()
+        self.asking, self.other = (
+            Subscriber(name, MessageQueue(name), several_backbones=False, clock=self.clock)
+            for name in ("asking", "other")
+        )
         self.snapshots = Snapshots(
-            lambda: [self.asking, self.other], timeout, several_backbones=several_backbones
+            lambda: [self.asking, self.other],
+            60,
+            several_backbones=several_backbones,
+            clock=self.clock,
         )
 
     def open(self, *topics: str) -> list[str]:
@@ -229,38 +231,36 @@ def test_the_snapshots_of_a_subscriber_that_is_gone_are_forgotten(parts: Parts) 
 
 
 def test_a_snapshot_is_forgotten_when_no_answer_has_come_for_its_time(
-    caplog: pytest.LogCaptureFixture,
+    parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts = Parts(timeout=0.02)
+    [snapshot_id] = parts.open("stix2/indicator")
+    parts.clock.now += 59
+    assert parts.snapshots.open_ids == [snapshot_id]
+    parts.clock.now += 2
     with caplog.at_level(logging.INFO, "threatbus.snapshots"):
-        [snapshot_id] = parts.open("stix2/indicator")
-        eventually(lambda: not parts.snapshots.open_ids)
+        assert parts.snapshots.open_ids == []
     assert parts.asking._guard is None
     parts.snapshots.put_many([envelope_message(snapshot_id, indicator())])
     assert parts.asking.queue.empty()
     assert "snapshot of indicators for asking ends: 0 objects" in caplog.text
 
 
-def test_an_answer_that_comes_too_late_is_not_handed_on_though_nobody_has_looked() -> None:
-    parts = Parts(timeout=0.02)
+def test_an_answer_that_comes_too_late_is_not_handed_on_though_nobody_has_looked(
+    parts: Parts,
+) -> None:
     [snapshot_id] = parts.open("stix2/indicator")
-    over = time.monotonic() + 0.02
-    eventually(lambda: time.monotonic() > over)
+    parts.clock.now += 61
     parts.snapshots.put_many([envelope_message(snapshot_id, indicator())])
     assert parts.asking.queue.empty()
     assert parts.snapshots.unclaimed == 1
 
 
-def test_each_answer_keeps_a_snapshot_open_for_longer() -> None:
-    parts = Parts(timeout=0.5)
+def test_each_answer_keeps_a_snapshot_open_for_longer(parts: Parts) -> None:
     [snapshot_id] = parts.open("stix2/indicator")
-    began = time.monotonic()
-    sent = 0
-    while time.monotonic() - began < 1.0:
+    for _ in range(3):
+        parts.clock.now += 50
         parts.snapshots.put_many([envelope_message(snapshot_id, indicator())])
-        sent += 1
-        time.sleep(0.02)
-    assert parts.asking.queue.qsize() == sent
+    assert parts.asking.queue.qsize() == 3
     assert parts.snapshots.open_ids == [snapshot_id]
 
 

@@ -239,7 +239,7 @@ def test_a_subclass_may_have_a_stop_of_its_own_and_be_no_daemon() -> None:
 
         def run(self) -> None:
             while self._running():
-                time.sleep(0.001)
+                self._stop_asked.wait()
 
         def stop(self) -> None:
             self.closed = True

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers.documents import indicators
-from helpers.waiting import in_threads
+from helpers.waiting import Clock, in_threads
 from threatbus_zmq import publisher as module
 from threatbus_zmq.connections import Connection, connection, hang_up, is_established, stands
 from threatbus_zmq.mapping import Heads
@@ -212,13 +212,6 @@ def test_a_head_is_topic_type_and_blank() -> None:
 
 
 # The publisher without its socket.
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def make(wake: Any = lambda: None) -> tuple[Publisher, Clock]:

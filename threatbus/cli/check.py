@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from threatbus.cli.options import Commands
 
 DETAILS = """\
-Prints every error and warning on standard error. Exit codes: 0 valid, 2 something is wrong,
-1 a configured plugin cannot be loaded.
+Prints every error and warning on standard error. Exit codes: 0 valid, 2 something is wrong.
 """
 
 

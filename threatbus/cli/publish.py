@@ -18,8 +18,8 @@ from threatbus.cli.documents import Document, DocumentReader
 from threatbus.cli.options import add_command, add_endpoint
 from threatbus.cli.outcome import FAILED, INTERRUPTED, OK, WRONG_USAGE, ended_by_sigterm, say
 from threatbus.cli.progress import Progress
-from threatbus.client import Publisher, Undelivered
-from threatbus.errors import NotCarried, Rejected
+from threatbus.client import Publisher
+from threatbus.errors import NotCarried, Rejected, Undelivered
 
 if TYPE_CHECKING:
     from threatbus.cli.options import Commands

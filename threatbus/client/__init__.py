@@ -20,16 +20,17 @@ The rooms; each imports only from those above it:
 
 ============  ================================================
 endpoint      where the bus is, and why nothing answers there
-connection    sockets, requests and replies, deadlines
+connection    sockets, requests and replies, sessions, deadlines
 subscriber    receiving
 publisher     publishing
 ============  ================================================
 """
 
-from threatbus.client.connection import DEFAULT_TIMEOUT_SECS, Refused
+from threatbus.client.connection import DEFAULT_TIMEOUT_SECS
 from threatbus.client.endpoint import DEFAULT_ENDPOINT, DEFAULT_PORT, Endpoint
-from threatbus.client.publisher import Publisher, Undelivered
+from threatbus.client.publisher import Publisher
 from threatbus.client.subscriber import Subscriber
+from threatbus.errors import Refused, Undelivered
 
 __all__ = [
     "DEFAULT_ENDPOINT",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Final
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
 from threatbus.client.endpoint import Endpoint, explain_silence, needs_ipv6
-from threatbus.errors import BusUnreachable, ThreatBusError
+from threatbus.errors import BusUnreachable, Refused
 
 if TYPE_CHECKING:
     import zmq
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_SECS: Final = 3.0
 #: Seconds that saying good-bye may take.
 UNSUBSCRIBE_SECS: Final = 1.0
-
-
-class Refused(ThreatBusError):
-    """The bus answers, but not with what was asked for; says its reason if it gave one."""
 
 
 class Deadline:
@@ -165,6 +162,20 @@ class Manage:
         import zmq  # noqa: PLC0415
 
         return self._connections.open(zmq.REQ)
+
+
+class Session(ABC):
+    """What stands for the length of a ``with`` block."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it; called again, do nothing."""
 
 
 def explain_refusal(endpoint: Endpoint, reply: Reply) -> str:

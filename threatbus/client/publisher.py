@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from threatbus.client.connection import (
     DEFAULT_TIMEOUT_SECS,
@@ -11,10 +10,10 @@ from threatbus.client.connection import (
     Connections,
     Deadline,
     Manage,
-    Refused,
+    Session,
 )
 from threatbus.client.endpoint import Endpoint, explain_silence
-from threatbus.errors import BusUnreachable, ThreatBusError
+from threatbus.errors import BusUnreachable, Refused, Undelivered
 
 if TYPE_CHECKING:
     import zmq
@@ -39,22 +38,7 @@ SEND_TIMEOUT_MS: Final = 200
 NO_TOPIC: Final = "threatbus/none"
 
 
-class Undelivered(ThreatBusError):
-    """Not all that was published has surely reached the bus; `handed_over` were on their way."""
-
-    def __init__(self, reason: str, handed_over: int) -> None:
-        self.reason = reason
-        self.handed_over = handed_over
-        super().__init__(reason, handed_over)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.reason}; {self.handed_over:,} objects were handed over until then, "
-            "and the last ones may not have arrived"
-        )
-
-
-class Publisher:
+class Publisher(Session):
     """Publishes to a bus, and knows whether it is connected.
 
     The socket is an XPUB: the bus's own subscription arrives on it with the connection, and a
@@ -97,17 +81,6 @@ class Publisher:
             self.close(linger=0)
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close(UNSUBSCRIBE_SECS)
-
     def publish(self, topic: str, data: bytes) -> None:
         """Hand one document over; waits while the bus takes nothing. Raises `Undelivered`."""
         import zmq  # noqa: PLC0415
@@ -149,7 +122,7 @@ class Publisher:
         if not self._manage.unsubscribe(p2p):
             raise self._undelivered(f"the bus at {self._endpoint} ended or was restarted")
 
-    def close(self, linger: float) -> None:
+    def close(self, linger: float = UNSUBSCRIBE_SECS) -> None:
         """Close the sockets; what is under way has `linger` seconds to leave. Idempotent."""
         p2p, self._p2p = self._p2p, None
         try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from threatbus.client.connection import (
     DEFAULT_TIMEOUT_SECS,
@@ -14,6 +13,7 @@ from threatbus.client.connection import (
     Deadline,
     Manage,
     Reply,
+    Session,
     explain_refusal,
 )
 from threatbus.client.endpoint import Endpoint
@@ -45,7 +45,7 @@ _TOPIC_OF_KIND: Final = {
 }
 
 
-class Subscriber:
+class Subscriber(Session):
     """One subscription, kept up for as long as the ``with`` block lasts.
 
     It shows signs of life while `receive` waits. When the bus was restarted, or has ended the
@@ -92,17 +92,6 @@ class Subscriber:
         except BaseException:
             self._connections.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def receive(self, timeout: float | None = None, watch: int | None = None) -> list[Message]:
         """Give the messages that have come, at least one unless `timeout` seconds are over.

@@ -16,51 +16,43 @@ Dynaconf is imported for plugins that still check their section with its validat
 The rooms; each imports only from those above it:
 
 ============  ==========================================================================
-types         types for schemas, with the words for what they allow
-core          the schema of everything outside the plugins' sections, with its defaults
+schema        types for schemas, and the core's own schema with its defaults
 values        what stands there before a schema has seen it: keys, nulls, text of variables
 annotations   what a schema's field takes
 wording       what messages say: what was found, what is allowed, what was probably meant
 scalars       numbers, booleans and text, in quotes or not
 check         a section against its schema, every error at once
-environment   which variables are settings, and their way over the file
 yaml12        text of a file to a mapping
-source        which file is read, ``.env``, `load`
-dynaconfs     Dynaconf objects, made and read
-validators    Dynaconf validators of old plugins
-sections      which plugins are configured, and those that are not installed
-whole         `read`: all of it together, and what plugins are handed
+source        `load`: which file is read, the variables over it, ``.env``
+dynaconfs     Dynaconf objects, made and read, and the validators of old plugins
+whole         `read`: which plugins are configured, all of it checked, what plugins are handed
 ============  ==========================================================================
 """
 
 from threatbus.config.check import check_section
-from threatbus.config.core import (
-    CoreConfig,
-    LoggingConfig,
-    PluginsConfig,
-    QueuesConfig,
-    RejectedConfig,
-    default_state_directory,
-)
-from threatbus.config.environment import PREFIX
-from threatbus.config.sections import PluginInfo
-from threatbus.config.source import Source, load
-from threatbus.config.types import (
+from threatbus.config.schema import (
     ByteSize,
+    CoreConfig,
     Host,
     LogFormat,
+    LoggingConfig,
     NonNegativeInt,
     Overflow,
+    PluginsConfig,
     Port,
     PositiveInt,
+    QueuesConfig,
     Ratio,
+    RejectedConfig,
     Seconds,
     SecondsOrZero,
     Text,
     Verbosity,
+    default_state_directory,
 )
+from threatbus.config.source import PREFIX, Source, load
 from threatbus.config.values import EnvText
-from threatbus.config.whole import Checked, Section, read
+from threatbus.config.whole import Checked, PluginInfo, Section, read
 from threatbus.config.wording import describe, is_secret, nearest
 
 __all__ = [

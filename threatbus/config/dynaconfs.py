@@ -1,6 +1,6 @@
-"""Dynaconf objects: those made here for old code, and those that an embedder hands in.
+"""Dynaconf: the objects that an embedder hands in, and the validators that old plugins bring.
 
-Dynaconf itself is imported only when one is made: it takes 170 ms and 12 MiB.
+Dynaconf itself is imported only when an object is made: it takes 170 ms and 12 MiB.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from threatbus.config.environment import Place, variables
+from threatbus.config.source import Place, variables
 from threatbus.config.values import EnvText, match, plain
-from threatbus.config.wording import invalid
+from threatbus.config.wording import describe, invalid, is_secret
+from threatbus.errors import ConfigError
 
 # What an embedder may say to Dynaconf and finds again among its settings.
 _OPTIONS: Final = re.compile(
@@ -75,3 +76,53 @@ def _mark(content: dict[str, object], place: Place, text: EnvText) -> None:
         if depth == len(place) - 1 and node[key] in (text.guess(), str(text)):
             node[key] = text
         node = node[key]
+
+
+# Validators: the defaults that they set and what they complain of.
+
+
+def validate(
+    content: Mapping[str, Any], validators: Iterable[Any]
+) -> tuple[dict[str, Any], list[ConfigError]]:
+    """The section `plugins` of the content with the validators' defaults, and what is wrong."""
+    settings = make(content)
+    # Each alone: `validate_all` is ended by an exception of its own kind only.
+    errors = [_error_of(validator, settings) for validator in validators]
+    return plain(settings.get("plugins")), [error for error in errors if error is not None]
+
+
+def _error_of(validator: Any, settings: Any) -> ConfigError | None:
+    try:
+        validator.validate(settings)
+    except Exception as error:  # noqa: BLE001 (a plugin's condition may raise anything)
+        return _complaint(validator, settings, str(error) or type(error).__name__)
+    return None
+
+
+def _complaint(validator: Any, settings: Any, reason: str) -> ConfigError:
+    names = _names(validator)
+    found: str | None = None
+    for name in names:
+        value = _looked_up(settings, name)
+        if value is None:
+            continue
+        found = describe(value, name)
+        if is_secret(name):
+            reason = reason.replace(repr(value), "***").replace(str(value), "***")
+    key = ", ".join(names) or "plugins"
+    return ConfigError(key, found, f"what its plugin accepts: {reason}")
+
+
+def _names(validator: Any) -> list[str]:
+    """The settings that a validator, or a combination of several, looks at."""
+    parts = getattr(validator, "validators", None)
+    if parts:
+        return list(dict.fromkeys(name for part in parts for name in _names(part)))
+    return [str(name) for name in validator.names]
+
+
+def _looked_up(settings: Any, name: str) -> object:
+    try:
+        return plain(settings.get(name))
+    except AttributeError:  # a step on the way is no mapping
+        return None

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
-from threatbus.config import sections
 from threatbus.config.check import Checker
-from threatbus.config.core import CoreConfig
-from threatbus.config.environment import summed_up
-from threatbus.config.sections import Installed, PluginInfo
-from threatbus.config.source import Source
-from threatbus.config.values import as_mapping, plain
-from threatbus.errors import ConfigError, InvalidConfig
+from threatbus.config.schema import CoreConfig
+from threatbus.config.source import Source, summed_up
+from threatbus.config.values import as_mapping, match, plain, same_key, variables_of
+from threatbus.config.wording import nearest
+from threatbus.errors import ConfigError, InvalidConfig, PluginError
+
+
+class PluginInfo(Protocol):
+    """What `read` needs to know of an installed plugin; `PluginError` where it cannot be used."""
+
+    @property
+    def name(self) -> str:
+        """The name of its entry point, which is that of its section."""
+
+    @property
+    def schema(self) -> type[msgspec.Struct] | None:
+        """What may stand in its section; None: an old plugin, which has validators at most."""
+
+    @property
+    def validators(self) -> Sequence[Any]:
+        """Dynaconf validators of the plugin, with full names (``plugins.apps.zeek.port``)."""
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +80,18 @@ def _as_sections(value: Any) -> Any:
     return value
 
 
+class _Configured(NamedTuple):
+    """A plugin that has a section: what stands there, and what the plugin says may stand there."""
+
+    section: object
+    schema: type[msgspec.Struct] | None
+    validators: Sequence[Any]
+
+
+_Installed = Mapping[str, Mapping[str, PluginInfo]]
+"""The installed plugins by the group in which their sections stand, and by name."""
+
+
 def read(
     source: Any,
     installed_apps: Mapping[str, PluginInfo],
@@ -82,20 +108,20 @@ def read(
     installed = {"apps": installed_apps, "backbones": installed_backbones}
     # Which plugins are configured is settled here: a validator's default, further down, can
     # create the section of a plugin that nobody asked for.
-    given = {group: sections.configured(tree, group, installed, checker) for group in installed}
+    given = {group: _configured(tree, group, installed, checker) for group in installed}
     structs = {
         group: {
-            name: sections.checked(
-                value, installed[group][name], f"plugins.{group}.{name}", checker
-            )
-            for name, value in given[group].items()
+            name: checker.section(plugin.section, plugin.schema, f"plugins.{group}.{name}")
+            if plugin.schema is not None
+            else None
+            for name, plugin in found.items()
         }
-        for group in given
+        for group, found in given.items()
     }
-    written = _with_defaults_of_validators(given, core, installed, checker)
-    if sections.group_in(tree, "backbones") == {}:
+    written = _with_defaults_of_validators(given, core, checker)
+    if _group_in(tree, "backbones") == {}:
         checker.errors.append(_no_backbone(source))
-    if sections.group_in(tree, "apps") == {}:
+    if _group_in(tree, "apps") == {}:
         checker.warnings.append("plugins.apps: no app plugin is configured, nobody can take part")
     if checker.errors or core is None:
         raise InvalidConfig(checker.errors)
@@ -121,30 +147,81 @@ def _tree(source: Any) -> dict[str, object]:
     return dynaconfs.tree(source)
 
 
+def _group_in(tree: Mapping[str, object], group: str) -> dict[str, object] | None:
+    """The sections of a group; None if what stands there is no mapping."""
+    plugins = as_mapping(tree.get(same_key(tree, "plugins")))
+    return None if plugins is None else as_mapping(plugins.get(same_key(plugins, group)))
+
+
+def _configured(
+    tree: Mapping[str, object], group: str, installed: _Installed, checker: Checker
+) -> dict[str, _Configured]:
+    """The configured plugins of a group under their proper names; notes those that are not
+    installed or broken.
+    """
+    found: dict[str, _Configured] = {}
+    for key, value in (_group_in(tree, group) or {}).items():
+        name = match(installed[group], key)
+        where = f"plugins.{group}.{key}"
+        if name is None:
+            checker.errors.append(_not_installed(str(key), group, installed, value))
+        elif name in found:
+            checker.errors.append(ConfigError(where, f"there twice, also as {name}", "there once"))
+        elif as_mapping(value) is None:
+            checker.wrong(value, "a section of settings, or empty for the defaults", where)
+        else:
+            try:
+                plugin = installed[group][name]
+                found[name] = _Configured(value, plugin.schema, plugin.validators)
+            except PluginError as error:
+                broken = f"a broken plugin{_origin(value)} ({' '.join(str(error).split())})"
+                checker.errors.append(ConfigError(where, broken, "one that can be loaded"))
+    return found
+
+
+def _origin(section: object) -> str:
+    variables = variables_of(section)
+    return f" (set by {', '.join(variables)})" if variables else ""
+
+
+def _not_installed(name: str, group: str, installed: _Installed, value: object) -> ConfigError:
+    where = f"plugins.{group}.{name}"
+    origin = _origin(value)
+    for other in installed:
+        if other != group and match(installed[other], name):
+            found, place = f"none of the {group}{origin}", f"plugins.{other}.{name}"
+            return ConfigError(where, found, "in its own place", place)
+    known = sorted(installed[group])
+    allowed = f"one of the installed ones ({', '.join(known)})" if known else "installed"
+    close = nearest(name, known)
+    if close is None:
+        # No typo, so a plugin that is yet to be installed.
+        allowed += f"; try `pip install threatbus-{name}`"
+    hint = f"plugins.{group}.{close}" if close else None
+    return ConfigError(where, f"a plugin that is not installed{origin}", allowed, hint)
+
+
 def _with_defaults_of_validators(
-    given: Mapping[str, Mapping[str, object]],
-    core: CoreConfig | None,
-    installed: Installed,
-    checker: Checker,
+    given: Mapping[str, Mapping[str, _Configured]], core: CoreConfig | None, checker: Checker
 ) -> dict[str, dict[str, Any]]:
     """The sections as they were written, with the defaults that old plugins' validators set."""
     written: dict[str, dict[str, Any]] = {
-        group: {name: plain(as_mapping(value)) for name, value in found.items()}
+        group: {name: plain(as_mapping(plugin.section)) for name, plugin in found.items()}
         for group, found in given.items()
     }
     validators = [
         validator
-        for group, found in given.items()
-        for name in found
-        for validator in installed[group][name].validators
+        for found in given.values()
+        for plugin in found.values()
+        for validator in plugin.validators
     ]
     if not validators:
         return written
-    from threatbus.config.validators import validate  # noqa: PLC0415 (for old plugins only)
+    from threatbus.config import dynaconfs  # noqa: PLC0415 (for old plugins only)
 
     # A validator may look at what the core's settings are, too.
     others = {} if core is None else msgspec.to_builtins(core)
-    written, errors = validate({**others, "plugins": written}, validators)
+    written, errors = dynaconfs.validate({**others, "plugins": written}, validators)
     checker.errors.extend(errors)
     return written
 

@@ -42,9 +42,9 @@ class ZmqPlugin:
         section = services.section
         settings = section if isinstance(section, ZmqConfig) else ZmqConfig()
         endpoint = Endpoint(settings, services, inq, subscribe_callback, unsubscribe_callback)
+        self._endpoint = endpoint
         endpoint.open()
         endpoint.start()
-        self._endpoint = endpoint
         logger.info(
             "listening on %s: manage %d, pub %d, sub %d",
             settings.host,
@@ -70,6 +70,7 @@ class ZmqPlugin:
         if self._endpoint is None:
             return
         self._endpoint.stop()
-        self._endpoint.join()
+        if self._endpoint.is_alive():
+            self._endpoint.join()
         self._endpoint.close()
         self._endpoint = None

@@ -1,0 +1,1 @@
+"""What every backbone must do; a backbone is done when it passes."""
