@@ -69,8 +69,8 @@ def test_a_message_is_persistent_has_an_id_of_its_own_and_the_bytes_that_came(
         assert properties.delivery_mode == 2
         assert properties.content_type == "application/json"
         assert properties.app_id == "threatbus"
-        assert properties.timestamp > 0
-        ids.append(properties.message_id)
+        assert (properties.timestamp or 0) > 0
+        ids.append(properties.message_id or "")
     assert len(set(ids)) == 3
     assert len({found.partition(":")[0] for found in ids}) == 1
 
