@@ -1,0 +1,190 @@
+"""MISP attributes to STIX indicators, and their withdrawal.
+
+An indicator keeps its attribute's identity: the same UUID for good, ``created`` as first
+published, and a later ``modified`` with each version. MISP's own timestamp does not move with a
+tag or a deletion, so the caller brings what its index knows of the version before. All moments
+are milliseconds since 1970, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from threatbus.data import Operation, ThreatBusSTIX2Constants
+from threatbus.errors import Rejected
+from threatbus_misp.mapping.model import Attribute, Event, Tag
+from threatbus_misp.mapping.patterns import MISP_TYPES, STIX, Pattern, pattern_of, why_no_pattern
+from threatbus_misp.mapping.tags import marks_of
+from threatbus_misp.mapping.times import MAX_MOMENT_MS, to_stix
+
+#: What ``x_threatbus_source`` and the external reference say, unless the instance has a name.
+SOURCE: Final = "MISP"
+
+#: Longest name and longest part of a description, in characters.
+MAX_NAME: Final = 200
+MAX_TEXT: Final = 4_000
+
+_X_SOURCE: Final = ThreatBusSTIX2Constants.X_THREATBUS_SOURCE.value
+_X_UPDATE: Final = ThreatBusSTIX2Constants.X_THREATBUS_UPDATE.value
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Unmapped(Rejected):
+    """An attribute of a type that no pattern can express (``comment``, ``text``, …): no fault."""
+
+
+class Version(NamedTuple):
+    """One version of an indicator: the STIX document, and what an index has to keep of it.
+
+    `created` and `modified` in milliseconds since 1970, UTC.
+    """
+
+    data: bytes
+    uuid: str
+    pattern: str
+    pattern_type: str
+    created: int
+    modified: int
+    marking_refs: Sequence[str] = ()
+
+
+def indicator_id(uuid: str) -> str:
+    """Give the STIX id of the indicator that an attribute becomes."""
+    return f"indicator--{uuid}"
+
+
+def later(moment: int, last_modified: int | None) -> int:
+    """Give the `modified` of a new version: `moment`, but always after that of the last one."""
+    return moment if last_modified is None or moment > last_modified else last_modified + 1
+
+
+def indicator_of(
+    attribute: Attribute,
+    event: Event | None = None,
+    *,
+    event_tags: Iterable[Tag] | None = None,
+    created: int | None = None,
+    last_modified: int | None = None,
+    lifetime: int | None = None,
+    source: str = SOURCE,
+    url: str | None = None,
+) -> Version:
+    """Map an attribute to a version of its indicator.
+
+    `event` and `event_tags` default to what came with the attribute. `created` and
+    `last_modified` are those of the versions before, None for the first. `lifetime` in seconds,
+    counted from MISP's timestamp, gives ``valid_until``. `url` is where the instance's web pages
+    are. Raises `Unmapped` for a type that is not for patterns, `Rejected` for a bad value; both
+    name the attribute's UUID.
+    """
+    if event is None:
+        event = attribute.event
+    if event_tags is None:
+        event_tags = event.all_tags() if event is not None else ()
+    pattern = _pattern_of(attribute)
+    if attribute.timestamp is None:
+        raise Rejected(f"attribute {attribute.uuid}: no timestamp")
+    edited = attribute.timestamp * 1000
+    first = edited if created is None else created
+    modified = later(max(edited, first), last_modified)
+    marks = marks_of(attribute.tags or (), event_tags)
+    document = _head(attribute.uuid, pattern, first, modified, source)
+    document["name"] = _name_of(attribute.value)
+    if description := _description(attribute.comment, event):
+        document["description"] = description
+    until = None if lifetime is None else max(edited, first) + max(lifetime, 1) * 1000
+    # A lifetime that leads beyond the calendar is none.
+    if until is not None and until <= MAX_MOMENT_MS:
+        document["valid_until"] = to_stix(until)
+    labels = [f'misp:type="{attribute.type}"']
+    if attribute.category:
+        labels.append(f'misp:category="{attribute.category}"')
+        document["kill_chain_phases"] = [
+            {"kill_chain_name": "misp-category", "phase_name": attribute.category}
+        ]
+    labels += marks.labels
+    document["labels"] = labels
+    if marks.confidence is not None:
+        document["confidence"] = marks.confidence
+    if marks.marking_refs:
+        document["object_marking_refs"] = marks.marking_refs
+    if event is not None and event.uuid:
+        document["external_references"] = [_reference(event.uuid, source, url)]
+    return Version(_encode(document), attribute.uuid, *pattern, first, modified, marks.marking_refs)
+
+
+def withdrawal_of(
+    uuid: str,
+    pattern: str,
+    pattern_type: str,
+    created: int,
+    last_modified: int,
+    *,
+    at: int = 0,
+    marking_refs: Sequence[str] = (),
+    source: str = SOURCE,
+) -> Version:
+    """Withdraw an indicator by what an index kept of its last version.
+
+    It is revoked for those who speak STIX, and marked as removed for those who speak Threat Bus.
+    `at` is when MISP withdrew it, if known; the new `modified` is later than the last anyway.
+    `marking_refs` should be those of the last version: the pattern is no less sensitive now.
+    """
+    modified = later(max(at, created), last_modified)
+    document = _head(uuid, Pattern(pattern, pattern_type), created, modified, source)
+    document["revoked"] = True
+    document[_X_UPDATE] = Operation.REMOVE.value
+    if marking_refs:
+        document["object_marking_refs"] = marking_refs
+    return Version(_encode(document), uuid, pattern, pattern_type, created, modified, marking_refs)
+
+
+def _pattern_of(attribute: Attribute) -> Pattern:
+    pattern = pattern_of(attribute.type, attribute.value)
+    if pattern is None:
+        why = why_no_pattern(attribute.type, attribute.value)
+        kind = Rejected if attribute.type in MISP_TYPES else Unmapped
+        shown = "".join(char if char.isprintable() else "?" for char in attribute.type[:60])
+        raise kind(f"attribute {attribute.uuid} ({shown}): {why}")
+    return pattern
+
+
+def _head(uuid: str, pattern: Pattern, created: int, modified: int, source: str) -> dict[str, Any]:
+    first = to_stix(created)
+    document: dict[str, Any] = {
+        "type": "indicator",
+        "spec_version": "2.1",
+        "id": indicator_id(uuid),
+        "created": first,
+        "modified": to_stix(modified),
+        "pattern": pattern.text,
+        "pattern_type": pattern.pattern_type,
+        "valid_from": first,
+        _X_SOURCE: source,
+    }
+    if pattern.pattern_type == STIX:
+        document["pattern_version"] = "2.1"
+    return document
+
+
+def _reference(event_uuid: str, source: str, url: str | None) -> dict[str, str]:
+    reference = {"source_name": source, "external_id": event_uuid}
+    if url:
+        reference["url"] = f"{url.rstrip('/')}/events/view/{event_uuid}"
+    return reference
+
+
+def _name_of(value: str) -> str:
+    """Name an indicator by its value, a rule by its first line."""
+    line = value[: MAX_NAME + 1].strip().partition("\n")[0].rstrip()
+    return line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…"
+
+
+def _description(comment: str | None, event: Event | None) -> str:
+    parts = [comment or "", f"MISP event: {event.info}" if event is not None and event.info else ""]
+    return "\n".join(
+        part if len(part) <= MAX_TEXT else f"{part[: MAX_TEXT - 1]}…" for part in parts if part
+    )
