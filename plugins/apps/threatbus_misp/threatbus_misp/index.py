@@ -12,7 +12,7 @@ come twice with the same id and `modified`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +26,9 @@ VERSION = 1
 _SCHEMA = """
 CREATE TABLE attributes (
     uuid TEXT PRIMARY KEY, event TEXT NOT NULL, pattern TEXT NOT NULL, pattern_type TEXT NOT NULL,
-    created TEXT NOT NULL, modified TEXT NOT NULL, published INTEGER NOT NULL,
-    content BLOB NOT NULL, false_positives INTEGER NOT NULL, expired_at INTEGER NOT NULL
+    created INTEGER NOT NULL, modified INTEGER NOT NULL, marking_refs TEXT NOT NULL,
+    published INTEGER NOT NULL, content BLOB NOT NULL, false_positives INTEGER NOT NULL,
+    expired_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX attributes_by_event ON attributes (event);
 CREATE TABLE events (uuid TEXT PRIMARY KEY, id TEXT NOT NULL, context BLOB NOT NULL) WITHOUT ROWID;
@@ -48,12 +49,14 @@ class Entry(msgspec.Struct, frozen=True):
     event: str
     pattern: str
     pattern_type: str
-    #: STIX timestamps of the first version and of the newest one.
-    created: str
-    modified: str
+    #: Moments of the first version and of the newest one, in milliseconds since 1970, UTC.
+    created: int
+    modified: int
+    #: The markings of the newest version, joined by blanks.
+    marking_refs: str
     #: Whether the newest version is an indicator that holds, rather than its withdrawal.
     published: bool
-    #: Tells whether anything but the timestamps has changed.
+    #: Tells whether an attribute has changed since.
     content: bytes
     false_positives: int = 0
     #: Epoch of the sighting that said it has expired; it returns with a later edit.
@@ -118,7 +121,7 @@ class Index:
     def put(self, entry: Entry) -> None:
         """Remember an attribute."""
         self._db.execute(
-            "INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 entry.uuid,
                 entry.event,
@@ -126,6 +129,7 @@ class Index:
                 entry.pattern_type,
                 entry.created,
                 entry.modified,
+                entry.marking_refs,
                 entry.published,
                 entry.content,
                 entry.false_positives,
@@ -133,13 +137,22 @@ class Index:
             ),
         )
 
-    def published(self, after: str = "", limit: int = 1000) -> list[Entry]:
-        """Give the next published attributes in the order of their UUIDs, from `after` on."""
+    def begin_comparison(self) -> None:
+        """Begin to note which attributes there are in MISP."""
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS seen (uuid TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("DELETE FROM seen")
+
+    def see(self, uuids: Iterable[str]) -> None:
+        """Note that there are attributes with these UUIDs."""
+        self._db.executemany("INSERT OR IGNORE INTO seen VALUES (?)", ((uuid,) for uuid in uuids))
+
+    def events_of_unseen(self) -> list[str]:
+        """Give the events with published attributes that have not been seen in this comparison."""
         rows = self._db.execute(
-            "SELECT * FROM attributes WHERE uuid > ? AND published ORDER BY uuid LIMIT ?",
-            (after, limit),
+            "SELECT DISTINCT event FROM attributes "
+            "WHERE published AND uuid NOT IN (SELECT uuid FROM seen)"
         ).fetchall()
-        return [_entry(row) for row in rows]
+        return [row[0] for row in rows]
 
     # Events.
 

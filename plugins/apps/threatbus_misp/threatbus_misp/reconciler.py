@@ -86,6 +86,8 @@ class Reconciler:
         self._lock = threading.Lock()
         self._out: list[Message] = []
         self._last_number = 0
+        #: Epoch before which what is not on the bus is history: REST answers are full of it.
+        self.horizon = 0
         self.counters = Counters()
 
     # Messages of MISP.
@@ -192,9 +194,8 @@ class Reconciler:
 
     def _on_sighting(self, message: model.SightingMessage) -> None:
         sighting = message.sighting
-        attribute = sighting.attribute
-        uuid = attribute.uuid if attribute is not None else (sighting.attribute_uuid or "")
-        if not uuid:
+        uuid = sightings.attribute_uuid_of(sighting)
+        if uuid is None:
             raise Rejected(f"sighting {sighting.uuid}: names no attribute")
         added = message.action != "delete"
         entry = self._index.entry(uuid)
@@ -207,8 +208,10 @@ class Reconciler:
             self._count_false_positive(entry, 1 if added else -1)
         if not added or self._is_ours(uuid, sighting.source or "", sighting.date_sighting or 0):
             return
-        self.counters.sightings += 1
-        self._out.append(Message(SIGHTING, sightings.to_stix(sighting, uuid)))
+        found = sightings.sighting_of(sighting, attribute_uuid=uuid)
+        if found is not None:
+            self.counters.sightings += 1
+            self._out.append(Message(SIGHTING, found))
 
     # Whole events.
 
@@ -219,9 +222,59 @@ class Reconciler:
                 if self._config.published_only and not event.published:
                     self._hold(f"event {event.uuid}")
                 else:
-                    self._on_whole_event(event)
+                    self._on_whole_event(event, self._horizon_of(event))
                 self._write_out()
             self._hand_over()
+
+    def _horizon_of(self, event: Event | None) -> int:
+        """Give the horizon; 0 for an event that was published since, which brings all it has."""
+        published = (event.publish_timestamp or 0) if event is not None else 0
+        return 0 if published >= self.horizon else self.horizon
+
+    def known_events(self, after: str = "") -> list[tuple[str, str]]:
+        """Give UUID and id of the next events that are known, in the order of their UUIDs."""
+        with self._lock:
+            return self._index.events(after)
+
+    def uuid_of_event(self, reference: str) -> str:
+        """Give the UUID of an event that is known by id or UUID; empty if it is not known."""
+        with self._lock:
+            if self._index.event(reference.lower()) is not None:
+                return reference.lower()
+            return self._index.event_with_id(reference) or ""
+
+    def begin_comparison(self) -> None:
+        """Begin to compare everything: `compare` all that there is, then ask for `doubtful`."""
+        with self._lock:
+            self._index.begin_comparison()
+
+    def compare(self, found: Sequence[Attribute]) -> None:
+        """Apply attributes, and note that they are there."""
+        with self._lock, self._index.transaction():
+            self._index.see(attribute.uuid for attribute in found)
+        self.apply_attributes(found)
+
+    def doubtful(self) -> list[str]:
+        """Give the events with published attributes that were not there."""
+        with self._lock:
+            return self._index.events_of_unseen()
+
+    def note(self, name: str) -> str | None:
+        """Give a note that `put_note` wrote, in this run or an earlier one."""
+        with self._lock:
+            return self._index.note(name)
+
+    def put_note(self, name: str, value: str) -> None:
+        """Write a note."""
+        with self._lock, self._index.transaction():
+            self._index.put_note(name, value)
+
+    def current(self, attribute: Attribute) -> bytes | None:
+        """Give the indicator that an attribute is now, as a snapshot has it; None if it is none."""
+        with self._lock:
+            entry = self._index.entry(attribute.uuid)
+            context = self._context_of(attribute.event, attribute)
+            return self._as_it_is(attribute, context, entry)
 
     def event_gone(self, uuid: str) -> None:
         """Withdraw all of an event that MISP no longer has."""
@@ -244,12 +297,23 @@ class Reconciler:
         event = attribute.event
         if self._config.published_only and not (event is not None and event.published):
             self._hold(f"attribute {attribute.uuid}")
-        elif attribute.deleted:
-            self._withdraw(self._index.entry(attribute.uuid))
         else:
-            self._reconcile(attribute, self._context_of(event, attribute))
+            context = self._context_of(event, attribute)
+            self._apply_member(attribute, context, self._horizon_of(event))
 
-    def _on_whole_event(self, event: Event) -> None:
+    def _apply_member(self, attribute: Attribute, context: Context | None, horizon: int) -> None:
+        """Apply one of many attributes: what is wrong with it is its own matter."""
+        if (attribute.timestamp or 0) < horizon and self._index.entry(attribute.uuid) is None:
+            return
+        if attribute.deleted:
+            self._withdraw(self._index.entry(attribute.uuid))
+            return
+        try:
+            self._reconcile(attribute, context)
+        except Rejected as error:
+            self._note_rejected(error.reason, attribute.value.encode(errors="replace"))
+
+    def _on_whole_event(self, event: Event, horizon: int = 0) -> None:
         uuid = _uuid_of(event)
         event.tags = event.tags or []
         context = self._remember(event, self._known(uuid))
@@ -259,10 +323,7 @@ class Reconciler:
                 self._note_rejected(attribute.reason, b"")
                 continue
             present.add(attribute.uuid)
-            if attribute.deleted:
-                self._withdraw(self._index.entry(attribute.uuid))
-            else:
-                self._reconcile(attribute, context)
+            self._apply_member(attribute, context, horizon)
         for entry in self._index.entries_of(uuid):
             if entry.uuid not in present:
                 self._withdraw(entry)
@@ -280,60 +341,87 @@ class Reconciler:
         if not attribute.to_ids:
             self._withdraw(entry)
             return
-        tags = [tag.name for tag in attribute.tags or ()]
         if self._filters.needs_tags and (event is None or event.tags is None):
             reference = event.uuid if event is not None else str(attribute.event_id or "")
             if reference and self._ask(reference):
                 # The whole event comes, and this attribute with it.
                 return
-        event_tags = event.tags or () if event is not None else ()
-        if not self._filters.let_pass(attribute.type, [*tags, *(t for t, _ in event_tags)], event):
+        tags = [tag.name for tag in (*(attribute.tags or ()), *_tags_of(event))]
+        if not self._filters.let_pass(attribute.type, tags, event):
             self.counters.filtered += 1
-            self._withdraw(entry)
-            return
-        draft = indicators.draft_of(
-            attribute,
-            _event_of(event),
-            [Tag(name, exportable=exportable) for name, exportable in event_tags],
-            valid_for=self._lifetime(attribute.type),
-            base_url=self._config.api.host if self._config.api.key else None,
-        )
-        if isinstance(draft, str):
-            self.counters.unmapped += 1
-            self._log.log(
-                f"unmapped {attribute.type}",
-                logging.INFO,
-                "%s: attribute %s makes no indicator: %s",
-                self._name,
-                attribute.uuid,
-                draft,
-            )
             self._withdraw(entry)
             return
         if self._is_held_back(entry, attribute):
             return
-        content = hashlib.blake2b(draft.content, digest_size=12).digest()
-        if entry is not None and entry.published and entry.content == content:
-            self.counters.unchanged += 1
+        try:
+            version = self._version_of(attribute, event)
+        except Rejected as error:
+            # What was published before does not hold any more, either.
+            self._withdraw(entry)
+            if not isinstance(error, indicators.Unmapped):
+                raise
+            self.counters.unmapped += 1
             return
-        finished = draft.finish(
-            created=entry.created if entry is not None else None,
-            last_modified=entry.modified if entry is not None else None,
-        )
+        content = hashlib.blake2b(version.data, digest_size=12).digest()
+        if entry is not None:
+            if entry.published and entry.content == content:
+                self.counters.unchanged += 1
+                return
+            version = self._version_of(attribute, event, entry)
         self.counters.published += 1
-        self._out.append(Message(INDICATOR, finished.data))
+        self._out.append(Message(INDICATOR, version.data))
         self._index.put(
             Entry(
                 uuid=attribute.uuid,
                 event=event.uuid if event is not None else "",
-                pattern=draft.pattern.text,
-                pattern_type=draft.pattern.pattern_type,
-                created=finished.created,
-                modified=finished.modified,
+                pattern=version.pattern,
+                pattern_type=version.pattern_type,
+                created=version.created,
+                modified=version.modified,
+                marking_refs=" ".join(version.marking_refs),
                 published=True,
                 content=content,
                 false_positives=entry.false_positives if entry is not None else 0,
             )
+        )
+
+    def _as_it_is(
+        self, attribute: Attribute, event: Context | None, entry: Entry | None
+    ) -> bytes | None:
+        if not attribute.to_ids or attribute.deleted or self._is_held_back(entry, attribute):
+            return None
+        tags = [tag.name for tag in (*(attribute.tags or ()), *_tags_of(event))]
+        if not self._filters.let_pass(attribute.type, tags, event):
+            return None
+        try:
+            version = self._version_of(attribute, event)
+            if entry is None:
+                return version.data
+            # As it was published, so that it does not overwrite what is newer.
+            return indicators.indicator_of(
+                attribute,
+                _event_of(event),
+                event_tags=_tags_of(event),
+                created=entry.created,
+                last_modified=entry.modified - 1,
+                lifetime=self._lifetime(attribute.type),
+                url=self._config.api.host if self._config.api.key else None,
+            ).data
+        except Rejected:
+            return None
+
+    def _version_of(
+        self, attribute: Attribute, event: Context | None, last: Entry | None = None
+    ) -> indicators.Version:
+        """Map an attribute: as if for the first time, or as the version after `last`."""
+        return indicators.indicator_of(
+            attribute,
+            _event_of(event),
+            event_tags=_tags_of(event),
+            created=last.created if last is not None else None,
+            last_modified=last.modified if last is not None else None,
+            lifetime=self._lifetime(attribute.type),
+            url=self._config.api.host if self._config.api.key else None,
         )
 
     def _is_held_back(self, entry: Entry | None, attribute: Attribute) -> bool:
@@ -349,17 +437,18 @@ class Reconciler:
         if entry is None:
             return
         if entry.published:
-            data, modified = indicators.withdrawal_of(
+            version = indicators.withdrawal_of(
                 entry.uuid,
                 entry.pattern,
                 entry.pattern_type,
-                created=entry.created,
-                last_modified=entry.modified,
-                now=self._now(),
+                entry.created,
+                entry.modified,
+                at=int(self._now() * 1000),
+                marking_refs=entry.marking_refs.split(),
             )
             self.counters.withdrawn += 1
-            self._out.append(Message(INDICATOR, data))
-            changes |= {"published": False, "modified": modified}
+            self._out.append(Message(INDICATOR, version.data))
+            changes |= {"published": False, "modified": version.modified}
         if changes:
             self._index.put(msgspec.structs.replace(entry, **changes))
 
@@ -377,10 +466,10 @@ class Reconciler:
             # Nothing speaks against it any more.
             self._ask(entry.event)
 
-    def _lifetime(self, kind: str) -> float | None:
+    def _lifetime(self, kind: str) -> int | None:
         """Give the seconds that an indicator of this type is valid; None: for ever."""
         days = self._config.valid_for.get(kind, self._config.valid_for.get("default", 0.0))
-        return days * 86_400 or None
+        return int(days * 86_400) or None
 
     # Events.
 
@@ -497,6 +586,11 @@ def _uuid_of(event: Event) -> str:
     if not event.uuid or not model.is_uuid(event.uuid.lower()):
         raise Rejected(f"event {event.id}: no UUID")
     return event.uuid.lower()
+
+
+def _tags_of(context: Context | None) -> list[Tag]:
+    tags = context.tags or () if context is not None else ()
+    return [Tag(name, exportable=exportable) for name, exportable in tags]
 
 
 def _event_of(context: Context | None) -> Event | None:

@@ -1,0 +1,95 @@
+"""Answers requests for history from MISP's REST API, page by page."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from threatbus.data import MessageType, SnapshotRequest
+from threatbus.errors import Rejected
+from threatbus.intake import Intake
+from threatbus.messages import SNAPSHOT_ENVELOPE, Message
+from threatbus_misp.config import InstanceConfig
+from threatbus_misp.mapping import model, sightings
+from threatbus_misp.reconciler import Reconciler
+from threatbus_misp.rest import AttributeFilter, MispApi, MispError
+
+logger = logging.getLogger("threatbus.misp.snapshots")
+
+
+def answer(
+    name: str,
+    config: InstanceConfig,
+    api: MispApi,
+    reconciler: Reconciler,
+    request: SnapshotRequest,
+    inq: Intake,
+    running: Callable[[], bool],
+    now: Callable[[], float] = time.time,
+) -> None:
+    """Put an envelope for each object on inq; a MISP that fails ends the answer with a log line."""
+    since = int(now() - request.snapshot.total_seconds())
+    pages = (
+        _indicators(config, api, reconciler, since, running)
+        if request.snapshot_type is MessageType.INDICATOR
+        else _sightings(api, since, running)
+    )
+    head = _head(request)
+    count = 0
+    try:
+        for bodies in pages:
+            inq.put_many([Message(SNAPSHOT_ENVELOPE, head + body + b"}") for body in bodies])
+            count += len(bodies)
+    except MispError as error:
+        logger.warning("%s: the snapshot ends after %d objects: %s", name, count, error)
+        return
+    logger.info("%s: %d objects for a snapshot of %s", name, count, request.snapshot)
+
+
+def _head(request: SnapshotRequest) -> bytes:
+    """Give the envelope up to its body: bodies go out as they were mapped."""
+    fields = {
+        "type": "snapshotenvelope",
+        "snapshot_type": request.snapshot_type.value,
+        "snapshot_id": str(request.snapshot_id),
+    }
+    return json.dumps(fields)[:-1].encode() + b', "body": '
+
+
+def _indicators(
+    config: InstanceConfig,
+    api: MispApi,
+    reconciler: Reconciler,
+    since: int,
+    running: Callable[[], bool],
+) -> Iterator[list[bytes]]:
+    only = AttributeFilter(
+        to_ids=True,
+        published=True if config.published_only else None,
+        enforce_warninglist=config.warninglists,
+    )
+    for page in api.attributes_changed(since, deleted=False, only=only, running=running):
+        bodies = []
+        for found in page:
+            try:
+                body = reconciler.current(model.attribute_of(found))
+            except Rejected:
+                continue
+            if body is not None:
+                bodies.append(body)
+        yield bodies
+
+
+def _sightings(api: MispApi, since: int, running: Callable[[], bool]) -> Iterator[list[bytes]]:
+    for page in api.sightings(since, running=running):
+        bodies = []
+        for found in page:
+            try:
+                body = sightings.sighting_of(model.sighting_of(found))
+            except Rejected:
+                continue
+            if body is not None:
+                bodies.append(body)
+        yield bodies
