@@ -16,6 +16,7 @@ The key is in no message, log line or `repr`. PyMISP (250 ms) is imported on fir
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import re
 import threading
@@ -279,12 +280,13 @@ class MispApi:
             query["publish_timestamp"] = _span(published_since, None)
         if changed_since is not None:
             query["timestamp"] = _span(changed_since, None)
+
+        def ask(page: int) -> Any:
+            return self._call(lambda misp: misp.search("events", page=page, **query), running)
+
         page = 1
         while True:
-            answer = self._call(
-                lambda misp, page=page: misp.search("events", page=page, **query), running
-            )
-            found = [self._part(row, "Event") for row in self._list(answer)]
+            found = [self._part(row, "Event") for row in self._list(ask(page))]
             if not found:
                 return
             yield found
@@ -409,7 +411,7 @@ class MispApi:
         return [each for each in found if value in _halves(str(_of(each).get("value", "")))]
 
     def _search_sightings(
-        self, first: int, last: int, running: Running | None, **more: str
+        self, first: int, last: int, running: Running | None, **more: Any
     ) -> list[Json]:
         # Both ends, always: MISP ignores one alone, and looks at the last 30 days instead.
         answer = self._call(
@@ -549,7 +551,7 @@ class MispApi:
             return self._unreachable(_network_reason(error), maybe_done=asked and _was_sent(error))
         text = str(error)
         if found := re.match(r"Error code (\d+):?\s*(.*)", text, re.DOTALL):
-            status, body = int(found[1]), " ".join(found[2].split())
+            status, body = int(found[1]), str(_reason(_decoded(found[2])))
             kind = "a server error" if status >= 500 else f"status {status}, but not as MISP does"
             return self._unreachable(
                 f"{kind}: {body}" if body else kind, maybe_done=asked, answered=True
@@ -647,13 +649,22 @@ def _reason(body: object) -> object:
     return body
 
 
+def _decoded(text: str) -> object:
+    """Give the JSON in `text`, or else the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def _network_reason(error: Exception) -> str:
     """Give what is behind one of the long stories that requests tells."""
     inner: object = error.args[0] if error.args else error
     inner = getattr(inner, "reason", None) or inner  # of urllib3's MaxRetryError
-    args = getattr(inner, "args", ())
+    args: tuple[object, ...] = getattr(inner, "args", ())
     if len(args) == 2 and isinstance(args[1], Exception):  # "aborted", and why
-        return f"{str(args[0]).rstrip('.')}: {args[1]}"
+        what, why = str(args[0]).rstrip("."), str(args[1])
+        return what if why in what else f"{what}: {why}"
     return re.sub(r"^<?\w*Connection(Pool)?\b[^:]*(\([^)]*\))?>?: ", "", str(inner))
 
 
