@@ -139,7 +139,9 @@ class Index:
 
     def begin_comparison(self) -> None:
         """Begin to note which attributes there are in MISP."""
-        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS seen (uuid TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute(
+            "CREATE TEMP TABLE IF NOT EXISTS seen (uuid TEXT PRIMARY KEY) WITHOUT ROWID"
+        )
         self._db.execute("DELETE FROM seen")
 
     def see(self, uuids: Iterable[str]) -> None:

@@ -2,6 +2,87 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import threatbus
+from threatbus.data import SnapshotRequest
+from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
+from threatbus.intake import Intake
+from threatbus.messages import SIGHTING
+from threatbus.queues import MessageQueue
+from threatbus.services import Services
+from threatbus_misp.config import MispConfig
+
+if TYPE_CHECKING:
+    from threatbus_misp.instance import Instance
+
 
 class MispPlugin:
     """Brings what happens in MISP onto the bus, and sightings back."""
+
+    def __init__(self) -> None:
+        self._instances: list[Instance] = []
+        self._subscribed: list[MessageQueue] = []
+        self._unsubscribe: UnsubscribeCallback | None = None
+
+    @threatbus.app
+    def config_schema(self) -> type[msgspec.Struct]:
+        """Give the schema of the section."""
+        return MispConfig
+
+    @threatbus.app
+    def run(
+        self,
+        config: Any,  # noqa: ARG002
+        logging: Any,  # noqa: ARG002
+        inq: Intake,
+        subscribe_callback: SubscribeCallback,
+        unsubscribe_callback: UnsubscribeCallback,
+        services: Services,
+    ) -> None:
+        """Start every instance. A MISP that does not answer is waited for."""
+        from threatbus_misp.instance import Instance  # noqa: PLC0415 (imports the drivers)
+
+        section = services.section
+        settings = section if isinstance(section, MispConfig) else MispConfig()
+        self._unsubscribe = unsubscribe_callback
+        for name, each in settings.by_name.items():
+            directory = services.state_directory / "misp" / name
+            instance = Instance(name, each, services, inq, directory)
+            self._instances.append(instance)
+            instance.start()
+            if instance.outbox is not None:
+                outq = services.outq(f"sightings to {name}")
+                self._subscribed.append(outq)
+                instance.report(outq)
+                subscribe_callback(SIGHTING, outq)
+
+    @threatbus.app
+    def snapshot(self, snapshot_request: SnapshotRequest, result_q: Any) -> None:  # noqa: ARG002
+        """Answer a request for history, from every MISP that has an API."""
+        for instance in self._instances:
+            instance.answer(snapshot_request)
+
+    @threatbus.app
+    def stop_intake(self) -> None:
+        """Take nothing more in from MISP."""
+        for instance in self._instances:
+            instance.stop_intake()
+
+    @threatbus.app
+    def drain(self, deadline: float) -> int:
+        """Keep the sightings that are under way: on disk, until MISP has them."""
+        return sum(instance.drain(deadline) for instance in self._instances)
+
+    @threatbus.app
+    def stop(self) -> None:
+        """Stop every instance."""
+        if self._unsubscribe is not None:
+            for outq in self._subscribed:
+                self._unsubscribe(SIGHTING, outq)
+        for instance in self._instances:
+            instance.stop()
+        self._instances.clear()
+        self._subscribed.clear()

@@ -50,7 +50,7 @@ class ZmqSource(StoppableWorker):
 
     Started by the instance. It blocks in one poll on the SUB socket, its monitor and a `Wakeup`
     that `stop` triggers; `take` blocks while the bus cannot take more. `on_gap` is called with a
-    reason whenever messages may have been missed. It ends after `stop`; a failure opens the
+    reason whenever messages may have been missed, `on_lost` when none come any more. It ends after `stop`; a failure opens the
     sockets anew.
     """
 
@@ -60,12 +60,14 @@ class ZmqSource(StoppableWorker):
         config: ZmqConfig,
         take: Callable[[Sequence[bytes]], None],
         on_gap: Callable[[str], None],
+        on_lost: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name=f"{name} zmq")
         self._config = config
         self._take = take
         self._on_gap = on_gap
+        self._on_lost = on_lost
         self._clock = clock
         self._wakeup = Wakeup()
         self._last_heard = 0.0
@@ -164,6 +166,7 @@ class ZmqSource(StoppableWorker):
         elif event == zmq.EVENT_DISCONNECTED and self.connected:
             self.connected = False
             logger.warning("%s has lost %s; it tries again", self.name, self.address)
+            self._on_lost()
         elif event & _REFUSED:
             logger.error(
                 "%s is refused by %s: username or password are wrong, or none is wanted",
@@ -175,6 +178,7 @@ class ZmqSource(StoppableWorker):
         if self._silent or self._clock() < self._last_heard + self._config.silence:
             return
         self._silent = True
+        self._on_lost()
         if self.connected:
             logger.warning(
                 "%s has heard nothing from %s for %.0f s, not even a sign of life",

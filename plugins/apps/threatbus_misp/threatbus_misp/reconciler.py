@@ -69,7 +69,7 @@ class Reconciler:
         put: Put,
         refresh: Callable[[str], bool],
         reject: Callable[[str, bytes], None],
-        is_ours: Callable[[str, str, int], bool],
+        is_ours: Callable[[model.Sighting], bool],
         now: Callable[[], float],
     ) -> None:
         self._name = name
@@ -206,7 +206,7 @@ class Reconciler:
             return
         if kind is sightings.Kind.FALSE_POSITIVE and entry is not None:
             self._count_false_positive(entry, 1 if added else -1)
-        if not added or self._is_ours(uuid, sighting.source or "", sighting.date_sighting or 0):
+        if not added or self._is_ours(sighting):
             return
         found = sightings.sighting_of(sighting, attribute_uuid=uuid)
         if found is not None:
@@ -242,6 +242,11 @@ class Reconciler:
             if self._index.event(reference.lower()) is not None:
                 return reference.lower()
             return self._index.event_with_id(reference) or ""
+
+    def knows(self, uuid: str) -> bool:
+        """Say whether an attribute was ever published."""
+        with self._lock:
+            return self._index.entry(uuid) is not None
 
     def begin_comparison(self) -> None:
         """Begin to compare everything: `compare` all that there is, then ask for `doubtful`."""

@@ -292,6 +292,16 @@ class MispApi:
             yield found
             page += 1
 
+    def existing_events(self, uuids: Sequence[str], *, running: Running | None = None) -> list[str]:
+        """Give those of these UUIDs that are events in MISP."""
+        answer = self._call(
+            lambda misp: misp.search(
+                "events", metadata=True, eventid=list(uuids), limit=len(uuids), page=1
+            ),
+            running,
+        )
+        return [str(self._part(row, "Event").get("uuid", "")).lower() for row in self._list(answer)]
+
     def event(
         self,
         event: str,

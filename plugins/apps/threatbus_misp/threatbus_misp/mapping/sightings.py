@@ -126,6 +126,8 @@ class Request(msgspec.Struct, frozen=True):
     source: str
     timestamp: int | None
     count: int
+    #: Whether it was MISP that told the bus of it.
+    from_misp: bool = False
 
     def body_by_uuid(self) -> dict[str, Any]:
         """Give the body for MISP's API that marks the one attribute; ValueError without UUID."""
@@ -190,6 +192,7 @@ def request_of(data: bytes, *, source: str = "Threat Bus") -> Request | None:
         source=(found.source or source)[:MAX_SOURCE],
         timestamp=_seconds(found.last_seen or found.created),
         count=count,
+        from_misp=found.sighting_type in (TRUE_POSITIVE, FALSE_POSITIVE),
     )
 
 
