@@ -163,6 +163,8 @@ def _address_type(value: str) -> str:
         if ":" in address:
             kind, bits = "ipv6-addr", 128
             IPv6Address(address)
+            if "%" in address:  # a zone is any text, and means nothing elsewhere
+                raise _NoPattern("an IPv6 address with a zone")
         else:
             kind, bits = "ipv4-addr", 32
             IPv4Address(address)
@@ -380,9 +382,11 @@ def _types_by_paths() -> dict[tuple[str, ...], tuple[str, ...]]:
         add("ip-dst|port", f"{kind}:value", _DST_PORT)
         add("ip-src|port", f"{kind}:value", _SRC_PORT)
         add("domain|ip", "domain-name:value", f"{kind}:value")
-    add("ip-dst", _DST)
+    for misp_type in ("ip-dst", "hostname", "domain"):
+        add(misp_type, _DST)
     add("ip-src", _SRC)
     add("ip-dst|port", _DST, _DST_PORT)
+    add("hostname|port", _DST, _DST_PORT)
     add("ip-src|port", _SRC, _SRC_PORT)
     add("hostname|port", "domain-name:value", _DST_PORT)
     add("domain|ip", "domain-name:value", "domain-name:resolves_to_refs[*].value")
@@ -398,7 +402,7 @@ def _types_by_paths() -> dict[tuple[str, ...], tuple[str, ...]]:
     return found
 
 
-_TYPES: Final = _types_by_paths()
+_TYPES: Final[dict[tuple[str, ...], tuple[str, ...]]] = _types_by_paths()
 # The table by sets, for comparisons may stand in any order.
 _ORDERS: Final[dict[frozenset[str], tuple[str, ...]]] = {
     frozenset(paths): paths for paths in _TYPES
@@ -406,10 +410,6 @@ _ORDERS: Final[dict[frozenset[str], tuple[str, ...]]] = {
 
 # What misp-stix adds to a pattern and MISP's value does not hold.
 _BESIDE_THE_VALUE: Final = ("network-traffic:dst_ref.type", "network-traffic:src_ref.type")
-_NAMES_INSTEAD: Final = {
-    ("ip-dst",): ("hostname", "domain"),
-    ("ip-dst|port",): ("hostname|port",),
-}
 
 
 def value_of(pattern: str, pattern_type: str = STIX) -> MispValue | None:
@@ -440,7 +440,7 @@ def value_of(pattern: str, pattern_type: str = STIX) -> MispValue | None:
     if (types == ("github-username",)) != (account == "github"):
         return None
     if paths[0] == _DST and not _is_address(compared[_DST]):
-        types = _NAMES_INSTEAD[types]
+        types = tuple(each for each in types if not each.startswith("ip-"))
     return MispValue(types, "|".join(compared[path] for path in paths))
 
 
