@@ -8,7 +8,6 @@ reconciled. As MISP does not tell of everything, all of it is compared from time
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -17,6 +16,7 @@ from threatbus.errors import Rejected
 from threatbus.workers import Backoff, StoppableWorker
 from threatbus_misp.config import InstanceConfig
 from threatbus_misp.mapping import model
+from threatbus_misp.missing import Missing
 from threatbus_misp.reconciler import Reconciler
 from threatbus_misp.rest import (
     AttributeFilter,
@@ -47,10 +47,10 @@ HORIZON: Final = "horizon"
 class Healer(StoppableWorker):
     """Keeps what is known of one MISP complete.
 
-    Started by the instance. It blocks in a condition until there is something to ask for or a
-    comparison is due, and in requests to MISP, which give up when it is to stop. `refresh` and `gap`
-    wake it, from any thread. A MISP that does not answer is tried again with growing delays.
-    `settle` is called whenever it is awake, to note that messages have been passed on.
+    Started by the instance. It blocks in `Missing` until there is something to ask for or a
+    comparison is due, and in requests to MISP, which give up when it is to stop. A MISP that does
+    not answer is tried again with growing delays. `settle` is called whenever it is awake, to note
+    that messages have been passed on.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Healer(StoppableWorker):
         config: InstanceConfig,
         api: MispApi | None,
         reconciler: Reconciler,
+        missing: Missing,
         settle: Callable[[], None],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -67,61 +68,22 @@ class Healer(StoppableWorker):
         self._config = config
         self._api = api
         self._reconciler = reconciler
+        self._missing = missing
         self._settle = settle
         self._now = now
         self._backoff = Backoff(0.5, RETRY_CAP_SECS)
-        # Guards the fields below; the worker waits on it.
-        self._work = threading.Condition()
-        # Events to be asked for, by id or UUID, in the order in which they were named.
-        self._events: dict[str, None] = {}
-        # Why everything since the noted moment is to be asked for; None: nothing is missing.
-        self._gap: str | None = "start"
-        # Whether messages come, so that the noted moment may move on.
-        self._listening = False
-
-    # Called from other threads.
-
-    def refresh(self, event: str) -> bool:
-        """Have an event asked for, by id or UUID; False where there is no API to ask."""
-        if self._api is None:
-            return False
-        with self._work:
-            self._events[event] = None
-            self._work.notify_all()
-        return True
-
-    def gap(self, reason: str) -> None:
-        """Say that messages may have been missed up to now."""
-        with self._work:
-            self._gap = reason
-            self._listening = True
-            self._work.notify_all()
-
-    def lost(self) -> None:
-        """Say that no messages come any more: what is known does not grow."""
-        with self._work:
-            self._listening = False
 
     def stop(self) -> None:
         """Ask the worker to end and wake it."""
         super().stop()
-        with self._work:
-            self._work.notify_all()
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is missing, as far as is known."""
-        with self._work:
-            return self._gap is None and not self._events
-
-    # The worker.
+        self._missing.wake()
 
     def run(self) -> None:
         """Ask for what is missing until stopped."""
         self._reconciler.horizon = int(self._reconciler.note(HORIZON) or 0)
         while self._running():
             try:
-                self._wait()
+                self._missing.wait(self._until_due())
                 self._settle()
                 self._do_next()
                 self._backoff.reset()
@@ -136,11 +98,6 @@ class Healer(StoppableWorker):
                 logger.error("%s: %s; tried again in %.0f s", self._instance, error, delay)  # noqa: TRY400
                 self._stop_asked.wait(delay)
 
-    def _wait(self) -> None:
-        with self._work:
-            if self._gap is None and not self._events and self._running():
-                self._work.wait(self._until_due())
-
     def _until_due(self) -> float:
         """Give the seconds until something is due by itself."""
         due = NOTE_SECS
@@ -153,26 +110,20 @@ class Healer(StoppableWorker):
         return compared + self._config.full_comparison
 
     def _do_next(self) -> None:
-        api = self._api
-        with self._work:
-            gap, event = self._gap, next(iter(self._events), None)
-            listening = self._listening
-        if gap is not None:
+        api, missing = self._api, self._missing
+        if (gap := missing.first_gap()) is not None:
+            reason, number = gap
             began = self._now()
             if api is not None:
-                self._heal(api, gap)
+                self._heal(api, reason)
             self._note_known_until(began)
-            with self._work:
-                # Unless there was another one meanwhile.
-                if self._gap is gap:
-                    self._gap = None
-        elif event is not None and api is not None:
+            missing.close(number)
+        elif api is not None and (event := missing.first_event()) is not None:
             self._apply_event(api, event)
-            with self._work:
-                self._events.pop(event, None)
+            missing.found(event)
         elif api is not None and self._is_comparison_due():
             self._compare(api)
-        elif listening:
+        elif missing.listening:
             self._note_known_until(self._now())
 
     def _is_comparison_due(self) -> bool:
@@ -230,7 +181,7 @@ class Healer(StoppableWorker):
                 self._reconciler.event_gone(uuid)
             return
         try:
-            self._reconciler.apply_event(model.event_of(found))
+            self._reconciler.apply_event(model.read_event(found))
         except Rejected as error:
             logger.warning("%s: event %s cannot be read: %s", self._instance, event, error.reason)
 
@@ -265,7 +216,7 @@ class Healer(StoppableWorker):
     def _read(self, page: Iterable[dict[str, Any]]) -> Iterable[model.Attribute]:
         for found in page:
             try:
-                yield model.attribute_of(found)
+                yield model.read_attribute(found)
             except Rejected as error:
                 logger.warning("%s: %s", self._instance, error.reason)
 

@@ -28,7 +28,7 @@ CREATE TABLE attributes (
     uuid TEXT PRIMARY KEY, event TEXT NOT NULL, pattern TEXT NOT NULL, pattern_type TEXT NOT NULL,
     created INTEGER NOT NULL, modified INTEGER NOT NULL, marking_refs TEXT NOT NULL,
     published INTEGER NOT NULL, content BLOB NOT NULL, false_positives INTEGER NOT NULL,
-    expired_at INTEGER NOT NULL
+    expired_at INTEGER NOT NULL, edited INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX attributes_by_event ON attributes (event);
 CREATE TABLE events (uuid TEXT PRIMARY KEY, id TEXT NOT NULL, context BLOB NOT NULL) WITHOUT ROWID;
@@ -61,6 +61,8 @@ class Entry(msgspec.Struct, frozen=True):
     false_positives: int = 0
     #: Epoch of the sighting that said it has expired; it returns with a later edit.
     expired_at: int = -1
+    #: MISP's timestamp of the newest edit that is known, an epoch.
+    edited: int = 0
 
 
 class Index:
@@ -121,7 +123,7 @@ class Index:
     def put(self, entry: Entry) -> None:
         """Remember an attribute."""
         self._db.execute(
-            "INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 entry.uuid,
                 entry.event,
@@ -134,6 +136,7 @@ class Index:
                 entry.content,
                 entry.false_positives,
                 entry.expired_at,
+                entry.edited,
             ),
         )
 

@@ -21,6 +21,7 @@ from threatbus_misp.config import InstanceConfig
 from threatbus_misp.healing import Healer
 from threatbus_misp.index import Index
 from threatbus_misp.mapping import model, sightings
+from threatbus_misp.missing import Missing
 from threatbus_misp.outbox import Outbox, OutgoingSighting
 from threatbus_misp.receiver_kafka import KafkaSource
 from threatbus_misp.receiver_zmq import ZmqSource
@@ -96,22 +97,23 @@ class Instance:
             if self.api is not None and config.sightings.enabled
             else None
         )
+        self.missing = Missing(can_ask=self.api is not None)
         self.reconciler = Reconciler(
             name,
             config,
             self.index,
             self._put,
-            lambda event: self.healer.refresh(event),
+            self.missing.event,
             self._reject,
             self._is_ours,
             now,
         )
-        self.healer = Healer(name, config, self.api, self.reconciler, self._settle, now)
+        self.healer = Healer(
+            name, config, self.api, self.reconciler, self.missing, self._settle, now
+        )
         self._sources: list[StoppableWorker] = []
         if config.zmq is not None:
-            self._sources.append(
-                ZmqSource(name, config.zmq, self.reconciler.take, self.healer.gap, self.healer.lost)
-            )
+            self._sources.append(ZmqSource(name, config.zmq, self.reconciler.take, self.missing))
         if config.kafka is not None:
             self._sources.append(KafkaSource(name, config.kafka, self.reconciler.take))
         self._reader: SightingsReader | None = None

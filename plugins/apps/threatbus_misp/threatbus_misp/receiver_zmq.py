@@ -17,6 +17,7 @@ import zmq.utils.monitor
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
 from threatbus_misp.config import ZmqConfig
+from threatbus_misp.missing import Missing
 
 logger = logging.getLogger("threatbus.misp.zmq")
 
@@ -49,9 +50,9 @@ class ZmqSource(StoppableWorker):
     """Receives from one MISP's publisher.
 
     Started by the instance. It blocks in one poll on the SUB socket, its monitor and a `Wakeup`
-    that `stop` triggers; `take` blocks while the bus cannot take more. `on_gap` is called with a
-    reason whenever messages may have been missed, `on_lost` when none come any more. It ends after `stop`; a failure opens the
-    sockets anew.
+    that `stop` triggers; `take` blocks while the bus cannot take more. `missing` hears of gaps, in
+    which messages may have been missed, and when none come any more. It ends after `stop`; a
+    failure opens the sockets anew.
     """
 
     def __init__(
@@ -59,15 +60,13 @@ class ZmqSource(StoppableWorker):
         name: str,
         config: ZmqConfig,
         take: Callable[[Sequence[bytes]], None],
-        on_gap: Callable[[str], None],
-        on_lost: Callable[[], None],
+        missing: Missing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name=f"{name} zmq")
         self._config = config
         self._take = take
-        self._on_gap = on_gap
-        self._on_lost = on_lost
+        self._missing = missing
         self._clock = clock
         self._wakeup = Wakeup()
         self._last_heard = 0.0
@@ -148,7 +147,7 @@ class ZmqSource(StoppableWorker):
         self._last_heard = self._clock()
         if self._silent:
             self._silent = False
-            self._on_gap("MISP speaks again")
+            self._missing.gap("MISP speaks again")
         documents = []
         for frame in frames:
             topic, _, document = frame.partition(b" ")
@@ -162,11 +161,11 @@ class ZmqSource(StoppableWorker):
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.connected = True
             logger.info("%s is connected to %s", self.name, self.address)
-            self._on_gap("connected")
+            self._missing.gap("connected")
         elif event == zmq.EVENT_DISCONNECTED and self.connected:
             self.connected = False
             logger.warning("%s has lost %s; it tries again", self.name, self.address)
-            self._on_lost()
+            self._missing.lost()
         elif event & _REFUSED:
             logger.error(
                 "%s is refused by %s: username or password are wrong, or none is wanted",
@@ -178,7 +177,7 @@ class ZmqSource(StoppableWorker):
         if self._silent or self._clock() < self._last_heard + self._config.silence:
             return
         self._silent = True
-        self._on_lost()
+        self._missing.lost()
         if self.connected:
             logger.warning(
                 "%s has heard nothing from %s for %.0f s, not even a sign of life",

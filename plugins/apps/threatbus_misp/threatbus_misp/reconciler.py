@@ -343,8 +343,11 @@ class Reconciler:
     def _reconcile(self, attribute: Attribute, event: Context | None) -> None:
         """Publish, withdraw, or leave as it is."""
         entry = self._index.entry(attribute.uuid)
+        if entry is not None and (attribute.timestamp or 0) < entry.edited:
+            # Overtaken: REST has answered with a later edit already.
+            return
         if not attribute.to_ids:
-            self._withdraw(entry)
+            self._withdraw(entry, edited=attribute.timestamp or 0)
             return
         if self._filters.needs_tags and (event is None or event.tags is None):
             reference = event.uuid if event is not None else str(attribute.event_id or "")
@@ -354,7 +357,7 @@ class Reconciler:
         tags = [tag.name for tag in (*(attribute.tags or ()), *_tags_of(event))]
         if not self._filters.let_pass(attribute.type, tags, event):
             self.counters.filtered += 1
-            self._withdraw(entry)
+            self._withdraw(entry, edited=attribute.timestamp or 0)
             return
         if self._is_held_back(entry, attribute):
             return
@@ -362,7 +365,7 @@ class Reconciler:
             version = self._version_of(attribute, event)
         except Rejected as error:
             # What was published before does not hold any more, either.
-            self._withdraw(entry)
+            self._withdraw(entry, edited=attribute.timestamp or 0)
             if not isinstance(error, indicators.Unmapped):
                 raise
             self.counters.unmapped += 1
@@ -387,6 +390,7 @@ class Reconciler:
                 published=True,
                 content=content,
                 false_positives=entry.false_positives if entry is not None else 0,
+                edited=attribute.timestamp or 0,
             )
         )
 

@@ -294,12 +294,8 @@ class MispApi:
 
     def existing_events(self, uuids: Sequence[str], *, running: Running | None = None) -> list[str]:
         """Give those of these UUIDs that are events in MISP."""
-        answer = self._call(
-            lambda misp: misp.search(
-                "events", metadata=True, eventid=list(uuids), limit=len(uuids), page=1
-            ),
-            running,
-        )
+        query: Json = {"metadata": True, "eventid": list(uuids), "limit": len(uuids), "page": 1}
+        answer = self._call(lambda misp: misp.search("events", **query), running)
         return [str(self._part(row, "Event").get("uuid", "")).lower() for row in self._list(answer)]
 
     def event(

@@ -74,7 +74,7 @@ def _indicators(
         bodies = []
         for found in page:
             try:
-                body = reconciler.current(model.attribute_of(found))
+                body = reconciler.current(model.read_attribute(found))
             except Rejected:
                 continue
             if body is not None:
@@ -87,7 +87,7 @@ def _sightings(api: MispApi, since: int, running: Callable[[], bool]) -> Iterato
         bodies = []
         for found in page:
             try:
-                body = sightings.sighting_of(model.sighting_of(found))
+                body = sightings.sighting_of(model.read_sighting(found))
             except Rejected:
                 continue
             if body is not None:
