@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -220,6 +222,14 @@ def must_hold(misp_type: str, value: str) -> None:
     assert split is not None
     assert misp_type in split.types
     assert split.value == value
+
+
+def test_every_type_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs/mapping-misp.md").read_text(encoding="utf-8")
+    table = text.partition("## Attribute types")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \| ", table, re.MULTILINE)
+    documented = [found.replace("\\|", "|") for row in rows for found in re.findall("`(.*?)`", row)]
+    assert sorted(documented) == sorted(MISP_TYPES)
 
 
 def test_there_is_an_example_of_every_type() -> None:

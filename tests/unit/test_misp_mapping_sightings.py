@@ -207,6 +207,13 @@ def test_a_source_is_cut_to_what_misp_can_hold() -> None:
     assert request.source == "s" * 255
 
 
+@pytest.mark.parametrize("given", ["", None, 5, ["zeek"]])
+def test_a_source_that_is_no_name_is_none(given: Any) -> None:
+    request = request_of(published(x_threatbus_source=given), source="bus")
+    assert request is not None
+    assert request.source == "bus"
+
+
 @pytest.mark.parametrize(
     "changes",
     [

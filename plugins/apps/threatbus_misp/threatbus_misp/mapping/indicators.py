@@ -159,7 +159,7 @@ def _head(uuid: str, pattern: Pattern, created: int, modified: int, source: str)
         "spec_version": "2.1",
         "id": indicator_id(uuid),
         "created": first,
-        "modified": to_stix(modified),
+        "modified": first if modified == created else to_stix(modified),
         "pattern": pattern.text,
         "pattern_type": pattern.pattern_type,
         "valid_from": first,
@@ -179,12 +179,20 @@ def _reference(event_uuid: str, source: str, url: str | None) -> dict[str, str]:
 
 def _name_of(value: str) -> str:
     """Name an indicator by its value, a rule by its first line."""
-    line = value[: MAX_NAME + 1].strip().partition("\n")[0].rstrip()
-    return line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…"
+    line = value[: MAX_NAME + 1]
+    if "\n" in line:
+        line = line.strip().partition("\n")[0].rstrip()
+    return _cut(line, MAX_NAME)
 
 
 def _description(comment: str | None, event: Event | None) -> str:
-    parts = [comment or "", f"MISP event: {event.info}" if event is not None and event.info else ""]
-    return "\n".join(
-        part if len(part) <= MAX_TEXT else f"{part[: MAX_TEXT - 1]}…" for part in parts if part
-    )
+    parts = []
+    if comment:
+        parts.append(_cut(comment, MAX_TEXT))
+    if event is not None and event.info:
+        parts.append(_cut(f"MISP event: {event.info}", MAX_TEXT))
+    return "\n".join(parts)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

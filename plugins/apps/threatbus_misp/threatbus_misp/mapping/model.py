@@ -84,7 +84,8 @@ class Event(msgspec.Struct):
     def all_tags(self) -> list[Tag]:
         """Give the tags of the event itself, whichever way they are written."""
         tags = list(self.tags or ())
-        tags += [each.tag for each in self.event_tags or () if each.tag is not None]
+        if self.event_tags:
+            tags += [each.tag for each in self.event_tags if each.tag is not None]
         return tags
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv6Address
 from typing import Final, NamedTuple
 
 STIX: Final = "stix"
@@ -129,6 +129,7 @@ _SRC: Final = "network-traffic:src_ref.value"
 _DST_PORT: Final = "network-traffic:dst_port"
 _SRC_PORT: Final = "network-traffic:src_port"
 
+_OCTETS: Final = frozenset(map(str, range(256)))
 _HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
 _SSDEEP_CHARACTERS: Final = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/+:."
@@ -159,22 +160,29 @@ def _number(value: str, largest: int) -> str:
 def _address_type(value: str) -> str:
     """Give the object type of an IP address or a CIDR block, as the value has it."""
     address, slash, prefix = value.partition("/")
-    try:
-        if ":" in address:
-            kind, bits = "ipv6-addr", 128
-            IPv6Address(address)
-            if "%" in address:  # a zone is any text, and means nothing elsewhere
-                raise _NoPattern("an IPv6 address with a zone")
-        else:
-            kind, bits = "ipv4-addr", 32
-            IPv4Address(address)
-    except AddressValueError:
-        raise _NoPattern("not an IP address") from None
+    if ":" in address:
+        kind, bits = "ipv6-addr", 128
+        _check_ipv6(address)
+    else:
+        kind, bits = "ipv4-addr", 32
+        # A tenth of what ipaddress needs; most addresses are of this kind.
+        octets = address.split(".")
+        if len(octets) != 4 or not _OCTETS.issuperset(octets):
+            raise _NoPattern("not an IP address")
     if slash and not (
         prefix.isascii() and prefix.isdigit() and len(prefix) <= 3 and int(prefix) <= bits
     ):
         raise _NoPattern("not a CIDR block")
     return kind
+
+
+def _check_ipv6(address: str) -> None:
+    if "%" in address:  # a zone is any text, and means nothing elsewhere
+        raise _NoPattern("an IPv6 address with a zone")
+    try:
+        IPv6Address(address)
+    except AddressValueError:
+        raise _NoPattern("not an IP address") from None
 
 
 def _hash_value(value: str, misp_type: str, digits: int | None) -> str:

@@ -155,7 +155,7 @@ class _StixSighting(msgspec.Struct):
     created: str | None = None
     last_seen: str | None = None
     count: int | None = None
-    source: str | None = msgspec.field(name=_X_SOURCE, default=None)
+    source: Any = msgspec.field(name=_X_SOURCE, default=None)
     value: Any = msgspec.field(name=_X_VALUE, default=None)
     indicator: Any = msgspec.field(
         name=ThreatBusSTIX2Constants.X_THREATBUS_INDICATOR.value, default=None
@@ -185,11 +185,12 @@ def request_of(data: bytes, *, source: str = "Threat Bus") -> Request | None:
     if uuid is None and value is None:
         raise Rejected(f"sighting of {_shown(found.sighting_of_ref)}: no indicator and no value")
     false_positive = found.sighting_type == FALSE_POSITIVE
+    said = found.source
     return Request(
         uuid=uuid,
         value=value,
         type=Kind.FALSE_POSITIVE if false_positive else Kind.SIGHTING,
-        source=(found.source or source)[:MAX_SOURCE],
+        source=(said if isinstance(said, str) and said else source)[:MAX_SOURCE],
         timestamp=_seconds(found.last_seen or found.created),
         count=count,
         from_misp=found.sighting_type in (TRUE_POSITIVE, FALSE_POSITIVE),
