@@ -18,7 +18,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -27,12 +27,12 @@ from threatbus.errors import ThreatBusError
 from threatbus.logger import RateLimited
 from threatbus.workers import Backoff, StoppableWorker
 from threatbus_misp.rest import (
-    MAX_SOURCE,
     MispDenied,
     MispInterrupted,
     MispRefusal,
     MispUnreachable,
     Running,
+    source_as_kept,
 )
 
 logger = logging.getLogger("threatbus.misp.outbox")
@@ -54,9 +54,15 @@ SETTLE_SECS: Final = 10.0
 #: How often MISP may fail with one sighting while it takes others, before that one is dropped.
 MAX_STRIKES: Final = 5
 
+#: Sightings whose failures are counted.
+_MAX_STRUCK: Final = 1000
 #: How MISP says that it has no such attribute.
 _NO_ATTRIBUTE: Final = "No valid attributes found"
+#: The last second that is kept; what lies beyond is no time at all.
+_LAST_SECOND: Final = 2**40
+#: Exclusive: two buses with one queue would send everything twice.
 _SCHEMA: Final = """
+PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS waiting (
@@ -108,6 +114,12 @@ class OutgoingSighting:
 
     source: str = ""
     count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.attribute is None and self.value is None:
+            raise ValueError("a sighting needs an attribute or a value")
+        if self.kind not in ("0", "1", "2"):
+            raise ValueError(f"MISP has no sightings of kind {self.kind!r}")
 
 
 @dataclass(frozen=True)
@@ -213,8 +225,6 @@ class Outbox(StoppableWorker):
 
         Gives False, with a log line, when the disk does not take it.
         """
-        if sighting.attribute is None and sighting.value is None:
-            raise ValueError("a sighting needs an attribute or a value")
         count = max(1, min(sighting.count, self._max_count))
         if sighting.count > count:
             self._log.log(
@@ -249,7 +259,9 @@ class Outbox(StoppableWorker):
         Takes the ``Sighting`` of MISP's messages. The announcement may be faster than the answer
         to our own request, so one that is under way and looks the same is ours too.
         """
-        attribute = sighting.get("Attribute") or {}
+        attribute = sighting.get("Attribute")
+        if not isinstance(attribute, Mapping):
+            attribute = {}
         uuid = str(attribute.get("uuid") or sighting.get("attribute_uuid") or "")
         value = str(attribute.get("value") or "")
         targets = [each for each in (uuid, value, *value.split("|")) if each]
@@ -257,13 +269,17 @@ class Outbox(StoppableWorker):
             seen = int(sighting.get("date_sighting") or 0)
         except (TypeError, ValueError):
             return False
-        return self._store.knows(
-            str(sighting.get("uuid") or ""),
-            targets,
-            str(sighting.get("type", "0")),
-            str(sighting.get("source") or ""),
-            seen,
-        )
+        try:
+            return self._store.knows(
+                str(sighting.get("uuid") or ""),
+                targets,
+                str(sighting.get("type", "0")),
+                str(sighting.get("source") or ""),
+                seen,
+            )
+        except sqlite3.Error as error:
+            self._log.log("disk", logging.ERROR, "sightings sent to MISP: %s", error)
+            return False
 
     def stop(self) -> None:
         """Ask the worker to end; what is not sent yet stays on disk."""
@@ -276,8 +292,13 @@ class Outbox(StoppableWorker):
 
     def run(self) -> None:
         """Send what waits, one after the other. Ends: stop()."""
-        while self._running():
+        # MISP may be at work with what was sent just before a sudden end.
+        settled = self._clock() + self._settle
+        self._held = dict.fromkeys(self._store.orders_in_doubt(), settled)
+        while True:
             self._wake.clear()
+            if not self._running():
+                break
             now = self._clock()
             self._held = {order: until for order, until in self._held.items() if until > now}
             entry = self._store.next(self._held)
@@ -302,21 +323,41 @@ class Outbox(StoppableWorker):
     def _send(self, entry: _Entry) -> None:
         """Send one sighting; if it may have been sent before, look for it in MISP first."""
         arguments = entry.arguments()
-        if entry.doubt:
-            found = self._api.find_sightings(**arguments, running=self._running)
-            if (uuid := self._arrived(entry, found)) is not None:
-                self._store.sent(entry, uuid)
-                self._count(sent=1)
-                return
+        if entry.doubt and self._is_there(entry, arguments):
+            return
         self._store.set_doubt(entry, True)
         try:
             added = self._api.add_sighting(**arguments, running=self._running)
+        except MispRefusal:
+            self._store.set_doubt(entry, False)
+            raise
         except MispUnreachable as error:
             if not error.maybe_done:
                 self._store.set_doubt(entry, False)
             raise
         self._store.sent(entry, str(added.get("uuid") or ""))
         self._count(sent=1)
+
+    def _is_there(self, entry: _Entry, arguments: dict[str, Any]) -> bool:
+        try:
+            found = self._api.find_sightings(**arguments, running=self._running)
+        except MispDenied:
+            raise
+        except MispRefusal as refusal:
+            self._log.log(
+                "search",
+                logging.WARNING,
+                "%s; a sighting of %s is sent again and may count twice",
+                refusal,
+                entry.target,
+            )
+            return False
+        uuid = self._arrived(entry, found)
+        if uuid is None:
+            return False
+        self._store.sent(entry, uuid)
+        self._count(sent=1)
+        return True
 
     def _arrived(self, entry: _Entry, found: list[dict[str, Any]]) -> str | None:
         """Give the UUID of the sighting that is in doubt, if `found` holds it.
@@ -342,28 +383,23 @@ class Outbox(StoppableWorker):
             )
 
     def _after_refusal(self, entry: _Entry, refusal: MispRefusal) -> None:
-        self._store.set_doubt(entry, False)
         if isinstance(refusal, MispDenied):
             self._wait(refusal)
             return
-        if (
-            entry.attribute is not None
-            and entry.value is not None
-            and (_NO_ATTRIBUTE in refusal.reason)
-        ):
+        unknown = _NO_ATTRIBUTE in refusal.reason
+        if unknown and entry.attribute is not None and entry.value is not None:
             self._store.fall_back(entry)
-            return
-        self._refuse(entry, refusal.reason)
+        else:
+            self._refuse(entry, refusal.reason)
         self._after_success()
 
     def _after_failure(self, entry: _Entry, error: MispUnreachable) -> None:
-        if error.answered and self._struck_out(entry):
-            self._refuse(entry, error.reason)
-            return
-        if error.maybe_done or error.answered:
-            # It alone may be the reason; the others go on as soon as the delay is over.
-            hold = self._settle if error.maybe_done else RETRY_CAP_SECS
-            self._held[entry.order] = self._clock() + hold
+        if error.maybe_done:
+            if self._struck_out(entry):
+                self._refuse(entry, error.reason)
+                return
+            # It alone may be the reason: the others go on as soon as the delay is over.
+            self._held[entry.order] = self._clock() + self._settle
         self._wait(error)
 
     def _struck_out(self, entry: _Entry) -> bool:
@@ -371,9 +407,9 @@ class Outbox(StoppableWorker):
         strikes, sent = self._strikes.get(entry.id, (0, -1))
         if sent != self._sent:
             strikes += 1
-        self._strikes = {**self._strikes, entry.id: (strikes, self._sent)}
-        if len(self._strikes) > 1000:
-            self._strikes = {entry.id: (strikes, self._sent)}
+        self._strikes[entry.id] = (strikes, self._sent)
+        if len(self._strikes) > _MAX_STRUCK:
+            del self._strikes[next(iter(self._strikes))]
         return strikes > MAX_STRIKES
 
     def _refuse(self, entry: _Entry, reason: str) -> None:
@@ -423,7 +459,7 @@ class _Entry:
     seen: int
     count: int
     size: int
-    doubt: bool
+    doubt: int
 
     @property
     def target(self) -> str:
@@ -456,8 +492,7 @@ class _Store:
         # Guards all below.
         self._lock = threading.Lock()
         self._db = _opened(path)
-        found = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM waiting").fetchone()
-        self._waiting, self._bytes = int(found[0]), int(found[1])
+        self._waiting, self._bytes = self._measured()
         self._sent_since_pruned = MAX_SENT
 
     @property
@@ -470,28 +505,22 @@ class _Store:
 
     def put(self, sighting: OutgoingSighting, count: int) -> int:
         """Append a sighting; gives how many old ones had to make room."""
-        value = None if sighting.value is None else sighting.value[:MAX_VALUE]
-        source = sighting.source[:MAX_SOURCE]
-        order = sighting.attribute if sighting.attribute is not None else f"value:{value}"
-        row = (
-            order,
-            sighting.attribute,
-            value,
-            sighting.kind,
-            source,
-            int(sighting.seen),
-            count,
-            _size(order) + _size(value or "") + _size(source) + 100,
-        )
-        with self._lock, self._db:
+        attribute = None if sighting.attribute is None else _storable(sighting.attribute)
+        value = None if sighting.value is None else _storable(sighting.value[:MAX_VALUE])
+        source = source_as_kept(_storable(sighting.source))
+        order = f"value:{value}" if attribute is None else attribute
+        size = sum(len(each.encode()) for each in (order, value or "", source)) + 100
+        seen = max(0, min(int(sighting.seen), _LAST_SECOND))
+        row = (order, attribute, value, sighting.kind, source, seen, count, size)
+        with self._lock, self._transaction():
             gone = 0
             while self._waiting and (
-                self._waiting >= self._max_waiting or self._bytes + row[-1] > self._max_bytes
+                self._waiting >= self._max_waiting or self._bytes + size > self._max_bytes
             ):
-                oldest, size = self._db.execute(
+                oldest = self._db.execute(
                     "SELECT id, size FROM waiting ORDER BY id LIMIT 1"
                 ).fetchone()
-                self._delete(oldest, size)
+                self._delete(*oldest)
                 gone += 1
             self._db.execute(
                 'INSERT INTO waiting ("order", attribute, value, kind, source, seen, count, size)'
@@ -499,7 +528,7 @@ class _Store:
                 row,
             )
             self._waiting += 1
-            self._bytes += row[-1]
+            self._bytes += size
             return gone
 
     def next(self, held: Collection[str]) -> _Entry | None:
@@ -511,16 +540,21 @@ class _Store:
                 " ORDER BY id LIMIT 1",
                 tuple(held),
             ).fetchone()
-        return None if row is None else _Entry(*row[:-1], doubt=bool(row[-1]))
+        return None if row is None else _Entry(*row)
+
+    def orders_in_doubt(self) -> list[str]:
+        """Give the orders of sightings of which nobody knows whether they have been sent."""
+        with self._lock:
+            return [row[0] for row in self._db.execute('SELECT "order" FROM waiting WHERE doubt')]
 
     def set_doubt(self, entry: _Entry, doubt: bool) -> None:
         """Note, before a sighting is sent, that its outcome is unknown, or that it is known."""
-        with self._lock, self._db:
+        with self._lock, self._transaction():
             self._db.execute("UPDATE waiting SET doubt = ? WHERE id = ?", (doubt, entry.id))
 
     def sent(self, entry: _Entry, uuid: str) -> None:
         """Note that MISP has one more of a sighting's count."""
-        with self._lock, self._db:
+        with self._lock, self._transaction():
             self._db.execute(
                 "INSERT INTO sent (target, kind, source, seen, uuid) VALUES (?, ?, ?, ?, ?)",
                 (entry.target, entry.kind, entry.source, entry.seen, uuid),
@@ -540,12 +574,12 @@ class _Store:
 
     def drop(self, entry: _Entry) -> None:
         """Forget a sighting."""
-        with self._lock, self._db:
+        with self._lock, self._transaction():
             self._delete(entry.id, entry.size)
 
     def fall_back(self, entry: _Entry) -> None:
         """Turn to the value, from the attribute."""
-        with self._lock, self._db:
+        with self._lock, self._transaction():
             self._db.execute(
                 "UPDATE waiting SET attribute = NULL, doubt = 0 WHERE id = ?", (entry.id,)
             )
@@ -561,10 +595,14 @@ class _Store:
 
     def knows(self, uuid: str, targets: list[str], kind: str, source: str, seen: int) -> bool:
         """Say whether a sighting was sent from here, or is under way."""
+        targets = [_storable(target) for target in targets]
+        source = _storable(source)
+        if not 0 <= seen <= _LAST_SECOND:
+            return False
         marks = ", ".join("?" * len(targets))
         with self._lock:
             for query, arguments in (
-                ("SELECT 1 FROM sent WHERE uuid = ? AND uuid != ''", (uuid,)),
+                ("SELECT 1 FROM sent WHERE uuid = ? AND uuid != ''", (_storable(uuid),)),
                 (
                     f"SELECT 1 FROM sent WHERE target IN ({marks})"
                     " AND seen = ? AND kind = ? AND source = ?",
@@ -580,6 +618,22 @@ class _Store:
                     return True
         return False
 
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, on disk and in what is known of it; requires holding the lock."""
+        assert self._lock.locked()
+        try:
+            with self._db:
+                yield
+        except sqlite3.Error:
+            self._waiting, self._bytes = self._measured()
+            raise
+
+    def _measured(self) -> tuple[int, int]:
+        query = "SELECT count(*), coalesce(sum(size), 0) FROM waiting"
+        count, size = self._db.execute(query).fetchone()
+        return int(count), int(size)
+
     def _delete(self, row: int, size: int) -> None:
         assert self._lock.locked()
         if self._db.execute("DELETE FROM waiting WHERE id = ?", (row,)).rowcount:
@@ -587,8 +641,9 @@ class _Store:
             self._bytes -= size
 
 
-def _size(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+def _storable(text: str) -> str:
+    """Give `text` without halves of surrogate pairs, which SQLite does not take."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -612,7 +667,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 def _connection(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    db = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
     try:
         db.executescript(_SCHEMA)
     except BaseException:

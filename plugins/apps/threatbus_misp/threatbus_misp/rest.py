@@ -383,7 +383,7 @@ class MispApi:
         with MISP's reason; after a `MispUnreachable` with `maybe_done`, look with `find_sightings`
         before you try again: MISP does not recognise a repetition.
         """
-        sighting: Json = {"type": kind, "source": source[:MAX_SOURCE]}
+        sighting: Json = {"type": kind, "source": source_as_kept(source)}
         if seen is not None:
             sighting["timestamp"] = int(seen)
         if attribute is not None:
@@ -410,7 +410,7 @@ class MispApi:
     ) -> list[Json]:
         """Give the sightings that a call of `add_sighting` with these arguments has made."""
         found = self._search_sightings(
-            seen, seen, running, type_sighting=kind, source=source[:MAX_SOURCE]
+            seen, seen, running, type_sighting=kind, source=source_as_kept(source)
         )
         if attribute is not None:
             return [each for each in found if _of(each).get("uuid") == attribute]
@@ -689,6 +689,11 @@ def _was_sent(error: Exception) -> bool:
     return not isinstance(
         inner, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
     )
+
+
+def source_as_kept(source: str) -> str:
+    """Give the source of a sighting as MISP keeps it."""
+    return source[:MAX_SOURCE].strip()
 
 
 def _without_credentials(url: str) -> str:
