@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import confluent_kafka
 import zmq
@@ -100,7 +100,7 @@ class ZmqStream:
 class KafkaStream:
     """The Kafka that MISP writes to: librdkafka's mock of one."""
 
-    TOPICS = {
+    TOPICS: ClassVar = {
         "misp_json": "misp_event_publish",
         "misp_json_event": "misp_event",
         "misp_json_attribute": "misp_attribute",

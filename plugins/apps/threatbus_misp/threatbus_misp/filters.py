@@ -20,6 +20,8 @@ class Context(msgspec.Struct, frozen=True):
     org: tuple[str, str, str] = ("", "", "")
     #: Its tags (name, exportable); None: nobody has asked yet.
     tags: tuple[tuple[str, bool], ...] | None = None
+    #: Whether MISP has deleted it: over Kafka messages of its attributes may come later than that.
+    deleted: bool = False
 
 
 class Filters:

@@ -175,10 +175,6 @@ class Index:
         """Remember an event."""
         self._db.execute("INSERT OR REPLACE INTO events VALUES (?, ?, ?)", (uuid, number, context))
 
-    def forget_event(self, uuid: str) -> None:
-        """Forget an event; its attributes stay, withdrawn or not."""
-        self._db.execute("DELETE FROM events WHERE uuid = ?", (uuid,))
-
     def events(self, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
         """Give UUID and id of the next events in the order of their UUIDs, from `after` on."""
         return self._db.execute(

@@ -336,7 +336,8 @@ class Reconciler:
     def _on_event_gone(self, uuid: str) -> None:
         for entry in self._index.entries_of(uuid):
             self._withdraw(entry)
-        self._index.forget_event(uuid)
+        known = self._known(uuid) or Context(uuid)
+        self._put_context(msgspec.structs.replace(known, deleted=True))
 
     # One attribute.
 
@@ -346,7 +347,7 @@ class Reconciler:
         if entry is not None and (attribute.timestamp or 0) < entry.edited:
             # Overtaken: REST has answered with a later edit already.
             return
-        if not attribute.to_ids:
+        if not attribute.to_ids or (event is not None and event.deleted):
             self._withdraw(entry, edited=attribute.timestamp or 0)
             return
         if self._filters.needs_tags and (event is None or event.tags is None):
@@ -491,9 +492,10 @@ class Reconciler:
         if event is None or not event.uuid:
             uuid = self._index.event_with_id(str(attribute.event_id or ""))
             return self._known(uuid) if uuid else None
-        return self._remember(event, self._known(event.uuid))
+        return self._remember(event, self._known(event.uuid.lower()), excerpt=True)
 
-    def _remember(self, event: Event, known: Context | None) -> Context:
+    def _remember(self, event: Event, known: Context | None, *, excerpt: bool = False) -> Context:
+        """Note what an event says of itself; an `excerpt` stands in an attribute's message."""
         uuid = _uuid_of(event)
         said = event.tags is not None or event.event_tags is not None
         tags = tuple((tag.name, tag.exportable is not False) for tag in event.all_tags())
@@ -509,6 +511,7 @@ class Reconciler:
                 else (known.org if known else (str(event.orgc_id or ""), "", ""))
             ),
             tags=tags if said else (known.tags if known else None),
+            deleted=excerpt and known is not None and known.deleted,
         )
         if context != known:
             self._put_context(context)

@@ -50,7 +50,10 @@ def kind_of(sighting: Sighting) -> Kind:
     try:
         return Kind(sighting.type or 0)
     except ValueError:
-        raise Rejected(f"sighting {_shown(sighting.uuid)}: unknown type {sighting.type}") from None
+        of = _shown(attribute_uuid_of(sighting))
+        raise Rejected(
+            f"sighting {_shown(sighting.uuid)} of attribute {of}: unknown type {sighting.type}"
+        ) from None
 
 
 def attribute_uuid_of(sighting: Sighting) -> str | None:
