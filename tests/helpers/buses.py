@@ -166,6 +166,8 @@ class OpenApp:
         self.services: Services
         # What the bus has asked of it, in order.
         self.calls: list[str] = []
+        # Called at the end of `run`.
+        self.on_run: Callable[[], object] | None = None
         # Called with a snapshot request and the queue for answers.
         self.answer: Callable[[Any, Any], None] | None = None
 
@@ -189,6 +191,8 @@ class OpenApp:
         self.unsubscribe = unsubscribe_callback
         self.services = services
         self.calls.append("run")
+        if self.on_run is not None:
+            self.on_run()
 
     @threatbus.app
     def snapshot(self, snapshot_request: Any, result_q: Any) -> None:

@@ -116,7 +116,11 @@ class KafkaStream:
             "kafka": {
                 "topics": sorted(self.TOPICS.values()),
                 "poll_interval": 0.1,
-                "config": {"bootstrap.servers": self.servers, "auto.offset.reset": "earliest"},
+                "config": {
+                    "bootstrap.servers": self.servers,
+                    "auto.offset.reset": "earliest",
+                    "group.protocol": "consumer",
+                },
             }
         }
         for topic in self.TOPICS.values():
@@ -143,10 +147,15 @@ class MispBus:
     def __init__(
         self, start_bus: Buses, app: OpenApp, section: dict[str, Any], **core: Any
     ) -> None:
-        self._app = app
-        self.bus: threatbus.ThreatBus = start_bus({"misp": section, "open": None}, **core)
-        self.outq: MessageQueue = app.services.outq("reader")
-        app.subscribe("stix2", self.outq)
+        # It subscribes before MISP's plugin runs, so that it misses nothing.
+        self.outq: MessageQueue
+
+        def subscribe() -> None:
+            self.outq = app.services.outq("reader")
+            app.subscribe("stix2", self.outq)
+
+        app.on_run = subscribe
+        self.bus: threatbus.ThreatBus = start_bus({"open": None, "misp": section}, **core)
 
     def receive(self, count: int = 1) -> list[dict[str, Any]]:
         """Wait for `count` objects."""
@@ -154,7 +163,7 @@ class MispBus:
 
         def complete() -> bool:
             batch = self.outq.get_many(count - len(found))
-            found.extend(json.loads(message.data) for message in batch)
+            found.extend(json.loads(m.data) for m in batch if m.topic.startswith("stix2/"))
             return len(found) >= count
 
         eventually(complete, 3 * SOON, f"{count} objects from MISP")

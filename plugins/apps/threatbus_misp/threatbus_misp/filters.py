@@ -22,6 +22,9 @@ class Context(msgspec.Struct, frozen=True):
     tags: tuple[tuple[str, bool], ...] | None = None
     #: Whether MISP has deleted it: over Kafka messages of its attributes may come later than that.
     deleted: bool = False
+    #: Whether REST has shown it: messages tell of events that the API's user may not see, and of
+    #: such a one REST says that it is not there.
+    visible: bool = False
 
 
 class Filters:

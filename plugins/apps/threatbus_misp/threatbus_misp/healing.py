@@ -133,6 +133,8 @@ class Healer(StoppableWorker):
         self._reconciler.put_note(KNOWN_UNTIL, str(int(moment)))
 
     def _heal(self, api: MispApi, reason: str) -> None:
+        # Whether the key is good is better known now than when it is needed.
+        api.connect(self._running)
         noted = self._reconciler.note(KNOWN_UNTIL)
         if noted is None:
             self._first_start(api)
@@ -176,8 +178,7 @@ class Healer(StoppableWorker):
     def _apply_event(self, api: MispApi, event: str) -> None:
         found = api.event(event, running=self._running)
         if found is None:
-            uuid = self._reconciler.uuid_of_event(event)
-            if uuid:
+            if uuid := self._reconciler.visible_uuid_of(event):
                 self._reconciler.event_gone(uuid)
             return
         try:
@@ -186,16 +187,14 @@ class Healer(StoppableWorker):
             logger.warning("%s: event %s cannot be read: %s", self._instance, event, error.reason)
 
     def _find_deleted_events(self, api: MispApi, progress: _Progress) -> None:
-        after = ""
-        while known := self._reconciler.known_events(after):
-            after = known[-1][0]
-            for start in range(0, len(known), EVENTS_PER_REQUEST):
-                asked = [uuid for uuid, _ in known[start : start + EVENTS_PER_REQUEST]]
-                there = set(api.existing_events(asked, running=self._running))
-                for uuid in asked:
-                    if uuid not in there:
-                        self._reconciler.event_gone(uuid)
-                        progress.note("deleted events", 1)
+        known = self._reconciler.visible_events()
+        for start in range(0, len(known), EVENTS_PER_REQUEST):
+            asked = known[start : start + EVENTS_PER_REQUEST]
+            there = set(api.existing_events(asked, running=self._running))
+            for uuid in asked:
+                if uuid not in there:
+                    self._reconciler.event_gone(uuid)
+                    progress.note("deleted events", 1)
 
     def _compare(self, api: MispApi) -> None:
         """Compare everything that was published with what there is in MISP."""

@@ -12,7 +12,7 @@ from threatbus.data import SnapshotRequest
 from threatbus.errors import Rejected
 from threatbus.intake import Intake
 from threatbus.logger import RateLimited
-from threatbus.messages import Message
+from threatbus.messages import SIGHTING, Message
 from threatbus.queues import MessageQueue
 from threatbus.services import Services
 from threatbus.workers import StoppableWorker
@@ -215,7 +215,7 @@ class Instance:
 
     def _report(self, message: Message) -> None:
         """Put a sighting into the outbox, if it is one of this MISP's attributes."""
-        if self.outbox is None:
+        if self.outbox is None or message.topic != SIGHTING:
             return
         try:
             request = sightings.request_of(message.data)

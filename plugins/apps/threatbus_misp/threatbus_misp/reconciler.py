@@ -222,7 +222,7 @@ class Reconciler:
                 if self._config.published_only and not event.published:
                     self._hold(f"event {event.uuid}")
                 else:
-                    self._on_whole_event(event, self._horizon_of(event))
+                    self._on_whole_event(event, self._horizon_of(event), visible=True)
                 self._write_out()
             self._hand_over()
 
@@ -231,17 +231,18 @@ class Reconciler:
         published = (event.publish_timestamp or 0) if event is not None else 0
         return 0 if published >= self.horizon else self.horizon
 
-    def known_events(self, after: str = "") -> list[tuple[str, str]]:
-        """Give UUID and id of the next events that are known, in the order of their UUIDs."""
+    def visible_events(self) -> list[str]:
+        """Give the UUIDs of the events that REST has shown and that are not known to be gone."""
         with self._lock:
-            return self._index.events(after)
+            contexts = map(_CONTEXTS.decode, self._index.events())
+            return [each.uuid for each in contexts if each.visible and not each.deleted]
 
-    def uuid_of_event(self, reference: str) -> str:
-        """Give the UUID of an event that is known by id or UUID; empty if it is not known."""
+    def visible_uuid_of(self, reference: str) -> str:
+        """Give the UUID of an event that REST has shown, by id or UUID; empty for any other."""
         with self._lock:
-            if self._index.event(reference.lower()) is not None:
-                return reference.lower()
-            return self._index.event_with_id(reference) or ""
+            uuid = self._index.event_with_id(reference) or reference.lower()
+            known = self._known(uuid)
+            return uuid if known is not None and known.visible else ""
 
     def knows(self, uuid: str) -> bool:
         """Say whether an attribute was ever published."""
@@ -303,7 +304,7 @@ class Reconciler:
         if self._config.published_only and not (event is not None and event.published):
             self._hold(f"attribute {attribute.uuid}")
         else:
-            context = self._context_of(event, attribute)
+            context = self._context_of(event, attribute, visible=True)
             self._apply_member(attribute, context, self._horizon_of(event))
 
     def _apply_member(self, attribute: Attribute, context: Context | None, horizon: int) -> None:
@@ -318,10 +319,10 @@ class Reconciler:
         except Rejected as error:
             self._note_rejected(error.reason, attribute.value.encode(errors="replace"))
 
-    def _on_whole_event(self, event: Event, horizon: int = 0) -> None:
+    def _on_whole_event(self, event: Event, horizon: int = 0, *, visible: bool = False) -> None:
         uuid = _uuid_of(event)
         event.tags = event.tags or []
-        context = self._remember(event, self._known(uuid))
+        context = self._remember(event, self._known(uuid), visible=visible)
         present = set()
         for attribute in model.members(event):
             if isinstance(attribute, Rejected):
@@ -487,15 +488,27 @@ class Reconciler:
         data = self._index.event(uuid)
         return _CONTEXTS.decode(data) if data is not None else None
 
-    def _context_of(self, event: Event | None, attribute: Attribute) -> Context | None:
+    def _context_of(
+        self, event: Event | None, attribute: Attribute, *, visible: bool = False
+    ) -> Context | None:
         """Give what is known of an attribute's event, with what its message adds."""
         if event is None or not event.uuid:
             uuid = self._index.event_with_id(str(attribute.event_id or ""))
             return self._known(uuid) if uuid else None
-        return self._remember(event, self._known(event.uuid.lower()), excerpt=True)
+        return self._remember(event, self._known(event.uuid.lower()), excerpt=True, visible=visible)
 
-    def _remember(self, event: Event, known: Context | None, *, excerpt: bool = False) -> Context:
-        """Note what an event says of itself; an `excerpt` stands in an attribute's message."""
+    def _remember(
+        self,
+        event: Event,
+        known: Context | None,
+        *,
+        excerpt: bool = False,
+        visible: bool = False,
+    ) -> Context:
+        """Note what an event says of itself.
+
+        An `excerpt` stands in an attribute's message; `visible` is what REST has shown.
+        """
         uuid = _uuid_of(event)
         said = event.tags is not None or event.event_tags is not None
         tags = tuple((tag.name, tag.exportable is not False) for tag in event.all_tags())
@@ -512,6 +525,7 @@ class Reconciler:
             ),
             tags=tags if said else (known.tags if known else None),
             deleted=excerpt and known is not None and known.deleted,
+            visible=visible or (known is not None and known.visible),
         )
         if context != known:
             self._put_context(context)
