@@ -689,6 +689,8 @@ class MispServer:
         self.version = "2.5.1"
         # Every request: method, path, body. Append only.
         self.requests: list[tuple[str, str, Json]] = []
+        # The header Authorization of each request that was answered. Append only.
+        self.authorizations: list[str] = []
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._port = 0
@@ -1073,9 +1075,11 @@ class _Handler(BaseHTTPRequestHandler):
         return json.dumps(fault.body or default).encode()
 
     def _answer(self, body: Json) -> tuple[int, bytes, dict[str, str]]:
-        key = self.headers.get("Authorization") or ""
+        key = self.headers.get("X-MISP-AUTH") or self.headers.get("Authorization") or ""
+        misp = self.server.misp
+        misp.authorizations.append(self.headers.get("Authorization") or "")
         try:
-            answer, headers = self.server.misp.answer(self.command, self.path, key, body)
+            answer, headers = misp.answer(self.command, self.path, key, body)
         except Refused as refused:
             text = refused.message
             refusal = {"name": text, "message": text, "url": self.path}

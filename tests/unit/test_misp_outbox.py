@@ -330,7 +330,7 @@ def test_no_sighting_is_given_up_while_misp_takes_none(boxes: Boxes, misp: FakeM
     box = boxes.open()
     for attribute in ("a", "b"):
         box.put(sighting(attribute))
-    eventually(lambda: len(misp.calls) > 50, what="many attempts")
+    eventually(lambda: len(misp.calls) > 30, what="many attempts")
     back.set()
     emptied(box)
     assert sorted(misp.seen()) == [("a", 1), ("b", 1)]
