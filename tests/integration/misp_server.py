@@ -654,7 +654,10 @@ class Refused(Exception):
 
 @dataclass
 class Fault:
-    """Something that goes wrong for requests to paths that begin with `path`."""
+    """Something that goes wrong for requests to paths that begin with `path`.
+
+    A request is acted upon, unless there is a `status`: after the delay, or with `done` before.
+    """
 
     path: str
     #: How often it still happens; None: until it is over.
@@ -663,9 +666,9 @@ class Fault:
     status: int | None = None
     #: … and this body: JSON, or text that no MISP would send.
     body: Json | str | None = None
-    #: The request is acted upon although the answer goes wrong.
+    #: The request is acted upon before anything else, and whatever the answer.
     done: bool = False
-    #: Seconds before anything happens, or (with `done`) before the answer.
+    #: Seconds that pass; the end of the fault ends them too.
     delay: float = 0.0
     #: The connection ends after so many bytes of the answer.
     cut_after: int | None = None
