@@ -654,7 +654,10 @@ class Refused(Exception):
 
 @dataclass
 class Fault:
-    """Something that goes wrong for requests to paths that begin with `path`."""
+    """Something that goes wrong for requests to paths that begin with `path`.
+
+    A request is acted upon, unless there is a `status`: after the delay, or with `done` before.
+    """
 
     path: str
     #: How often it still happens; None: until it is over.
@@ -663,9 +666,9 @@ class Fault:
     status: int | None = None
     #: … and this body: JSON, or text that no MISP would send.
     body: Json | str | None = None
-    #: The request is acted upon although the answer goes wrong.
+    #: The request is acted upon before anything else, and whatever the answer.
     done: bool = False
-    #: Seconds before anything happens, or (with `done`) before the answer.
+    #: Seconds that pass; the end of the fault ends them too.
     delay: float = 0.0
     #: The connection ends after so many bytes of the answer.
     cut_after: int | None = None
@@ -689,6 +692,8 @@ class MispServer:
         self.version = "2.5.1"
         # Every request: method, path, body. Append only.
         self.requests: list[tuple[str, str, Json]] = []
+        # The header Authorization of each request that was answered. Append only.
+        self.authorizations: list[str] = []
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._port = 0
@@ -1073,9 +1078,11 @@ class _Handler(BaseHTTPRequestHandler):
         return json.dumps(fault.body or default).encode()
 
     def _answer(self, body: Json) -> tuple[int, bytes, dict[str, str]]:
-        key = self.headers.get("Authorization") or ""
+        key = self.headers.get("X-MISP-AUTH") or self.headers.get("Authorization") or ""
+        misp = self.server.misp
+        misp.authorizations.append(self.headers.get("Authorization") or "")
         try:
-            answer, headers = self.server.misp.answer(self.command, self.path, key, body)
+            answer, headers = misp.answer(self.command, self.path, key, body)
         except Refused as refused:
             text = refused.message
             refusal = {"name": text, "message": text, "url": self.path}

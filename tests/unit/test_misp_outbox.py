@@ -247,8 +247,11 @@ def test_stop_interrupts_the_wait_between_two_attempts(boxes: Boxes, misp: FakeM
     box = boxes.open(backoff=Backoff(600, 600))
     box.put(sighting("a"))
     wait_for(misp.asked, "the first attempt")
+    for seen in range(100):  # which do not hurry it
+        box.put(sighting("b", seen))
     box.stop()
     finished(box, 2.0)
+    assert misp.calls == [("add", "a")]
 
 
 def test_an_idle_outbox_stops_at_once(boxes: Boxes) -> None:
@@ -286,6 +289,7 @@ def test_a_key_that_misp_does_not_accept_loses_nothing(
     assert misp.seen() == [("a", 1)]
     assert box.counts == OutboxCounts(sent=1)
     assert "Authentication failed" in caplog.text
+    assert ("find", "a") not in misp.calls
 
 
 # What MISP does not want.
@@ -330,7 +334,7 @@ def test_no_sighting_is_given_up_while_misp_takes_none(boxes: Boxes, misp: FakeM
     box = boxes.open()
     for attribute in ("a", "b"):
         box.put(sighting(attribute))
-    eventually(lambda: len(misp.calls) > 50, what="many attempts")
+    eventually(lambda: len(misp.calls) > 30, what="many attempts")
     back.set()
     emptied(box)
     assert sorted(misp.seen()) == [("a", 1), ("b", 1)]
@@ -457,6 +461,18 @@ def test_an_end_in_the_middle_of_an_attempt_makes_no_second_sighting(
     misp.lose = lambda _: None
     emptied(boxes.open())
     assert misp.seen() == [("a", 1)]
+
+
+def test_misp_has_time_to_finish_what_a_killed_bus_has_sent(boxes: Boxes, misp: FakeMisp) -> None:
+    misp.lose = once(MispInterrupted(NAME))
+    box = boxes.open()
+    box.put(sighting("a"))
+    finished(box)
+    boxes.end(box)
+    again = boxes.open(settle=0.3)
+    again.put(sighting("b"))
+    emptied(again)
+    assert misp.calls == [("add", "a"), ("add", "b"), ("find", "a")]
 
 
 def test_the_oldest_are_dropped_and_counted_when_too_many_wait(

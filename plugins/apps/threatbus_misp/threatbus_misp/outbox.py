@@ -667,7 +667,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 def _connection(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    db = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=0.5, check_same_thread=False)
     try:
         db.executescript(_SCHEMA)
     except BaseException:

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from threatbus.errors import ThreatBusError
@@ -166,7 +166,8 @@ class MispApi:
     """One MISP instance. Nothing is sent before the first call; several threads may share one.
 
     `ssl` is whether the certificate is checked, or the path of the CA certificates to check it
-    with; `cert` a client certificate (file, or file and key). A method that gives pages is a
+    with; `cert` a client certificate (file, or file and key). User and password in `url` are for
+    a proxy in front of MISP. A method that gives pages is a
     generator: each page is asked for when the one before is done with. Every method takes
     `running` and raises `MispInterrupted` soon after that gives False.
     """
@@ -185,6 +186,8 @@ class MispApi:
     ) -> None:
         if not url or not key.strip():
             raise ValueError("a MISP instance needs a url and a key")
+        if not re.fullmatch(r"[!-~]+", key.strip()):  # else an error of requests would show it
+            raise ValueError("a MISP key has letters and digits only")
         # With a slash at the end, without which a path in it would be lost.
         self._url = url.rstrip("/") + "/"
         # For messages: no user, no password.
@@ -443,7 +446,7 @@ class MispApi:
         if running is not None and not running():
             raise MispInterrupted(self._name)
         self._check_abandoned()
-        call = _Call(lambda: self._ask(ask))
+        call = _Call(lambda: self._ask(ask, call))
         call.start()
         deadline = time.monotonic() + self._deadline
         while not call.done.wait(_NOTICE_SECS):
@@ -453,25 +456,23 @@ class MispApi:
             if time.monotonic() >= deadline:
                 self._abandon(call)
                 raise self._unreachable(
-                    f"no complete answer within {self._deadline:.0f} s", maybe_done=True
+                    f"no complete answer within {self._deadline:g} s", maybe_done=call.asked
                 )
         if call.error is not None:
             # Not "from" it: what PyMISP and requests say may hold the key.
-            raise self._translated(call.error) from None
+            raise self._translated(call.error, call.asked) from None
         answer: T = call.result
         self._check(answer)
         return answer
 
-    def _ask(self, ask: Callable[[PyMISP], T]) -> T:
+    def _ask(self, ask: Callable[[PyMISP], T], call: _Call) -> T:
         try:
             misp = self._idle.pop()
         except IndexError:
             misp = self._connection()
-        try:
-            answer = ask(misp)
-        except Exception as error:
-            error.__dict__["asked"] = True
-            raise
+        call.asked = True
+        answer = ask(misp)
+        # After an error it is not used again.
         if len(self._idle) < _MAX_IDLE:
             self._idle.append(misp)
         return answer
@@ -480,6 +481,8 @@ class MispApi:
         from pymisp import PyMISP  # noqa: PLC0415 (250 ms)
 
         _silence(self._ssl)
+        # Else requests would replace the key by what it finds in the URL or in ~/.netrc.
+        proxied = "@" in urlsplit(self._url).netloc
         misp = PyMISP(
             self._url,
             self._key,
@@ -487,6 +490,8 @@ class MispApi:
             cert=self._cert,
             timeout=self._timeout,
             tool="threatbus",
+            auth=None if proxied else cast(Any, _as_it_is),  # any callable will do
+            http_auth_header_name="X-MISP-AUTH" if proxied else "Authorization",
         )
         version = misp.misp_instance_version
         self._version = str(version.get("version", "")) if isinstance(version, dict) else ""
@@ -543,12 +548,14 @@ class MispApi:
 
     # Errors.
 
-    def _translated(self, error: BaseException) -> MispError:
-        """Give the error of ours for one that PyMISP or requests raised."""
+    def _translated(self, error: BaseException, asked: bool) -> MispError:
+        """Give the error of ours for one that PyMISP or requests raised.
+
+        `asked`: it was connected, and the request itself failed.
+        """
         import pymisp  # noqa: PLC0415
         import requests  # noqa: PLC0415
 
-        asked = bool(error.__dict__.get("asked"))
         # PyMISP's constructor wraps what requests raised.
         inner = error.__context__ if isinstance(error, pymisp.PyMISPError) else None
         if isinstance(inner, requests.RequestException):
@@ -598,6 +605,8 @@ class _Call(threading.Thread):
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(name="MISP request", daemon=True)
         self._work = work
+        # Whether there was a connection, so that the request itself was made.
+        self.asked = False
         # Set when `result` or `error` is.
         self.done = threading.Event()
         self.result: Any = None
@@ -629,6 +638,11 @@ def _silence(ssl: bool | str) -> None:
         import urllib3  # noqa: PLC0415
 
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+
+
+def _as_it_is(request: T) -> T:
+    """Authenticate no further: the key is in the headers."""
+    return request
 
 
 def _span(since: int, until: int | None) -> int | tuple[int, int]:
