@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from benchmarks import amqp, systems
+from benchmarks import amqp, misp, systems
 from benchmarks.load import Result, indicator, readers, run
 from testbed.rabbit import RabbitNode
 
@@ -91,6 +91,22 @@ def rabbitmq(count: int, rounds: int) -> None:
     )
 
 
+def misp_zmq(count: int, rounds: int) -> None:
+    """MISP's attributes over ZeroMQ, beside a receiver that only decodes their JSON."""
+    ours, theirs = [], []
+    for _ in range(rounds):
+        theirs.append(misp.bare(count))
+        ours.append(misp.through_the_bus(count))
+    our_rate, their_rate = (median(r.rate for r in results) for results in (ours, theirs))
+    _row(
+        "attributes/s from MISP, beside decoding",
+        f"{our_rate:,.0f}",
+        f"{their_rate:,.0f}",
+        f"{our_rate / their_rate:.2f}",
+        f"at least 0.25; lost: {sum(result.lost for result in ours + theirs)}",
+    )
+
+
 def backlog(count: int) -> None:
     """`count` messages wait for a subscriber that does not come: memory, and the rate meanwhile."""
     queues = "{outq_messages: 4000000, outq_bytes: 4 GiB}"
@@ -146,7 +162,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default 5)")
-    parser.add_argument("--only", choices=["throughput", "latency", "rabbitmq", "backlog", "rest"])
+    parser.add_argument(
+        "--only", choices=["throughput", "latency", "rabbitmq", "misp", "backlog", "rest"]
+    )
     options = parser.parse_args()
     rounds = options.rounds
     parts: list[tuple[str, Callable[[], None]]] = [
@@ -155,6 +173,7 @@ def main() -> None:
         ("latency", lambda: latency(200, 1000, min(rounds, 3))),
         ("latency", lambda: latency(5000, 25_000, min(rounds, 3))),
         ("rabbitmq", lambda: rabbitmq(30_000, min(rounds, 3))),
+        ("misp", lambda: misp_zmq(50_000, min(rounds, 3))),
         ("backlog", lambda: backlog(1_000_000)),
         ("rest", lambda: at_rest(5)),
     ]

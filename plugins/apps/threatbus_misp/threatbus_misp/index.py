@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
@@ -33,7 +34,7 @@ CREATE TABLE attributes (
 CREATE INDEX attributes_by_event ON attributes (event);
 CREATE TABLE events (uuid TEXT PRIMARY KEY, id TEXT NOT NULL, context BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX events_by_id ON events (id);
-CREATE TABLE outbox (number INTEGER PRIMARY KEY, topic TEXT NOT NULL, data BLOB NOT NULL);
+CREATE TABLE outbox (number INTEGER PRIMARY KEY, messages BLOB NOT NULL);
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
@@ -76,9 +77,12 @@ class Index:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Entries of this transaction that are not written yet: many at once cost a third.
+            self._unwritten: dict[str, Entry] = {}
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA wal_autocheckpoint = 4000")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
@@ -97,7 +101,9 @@ class Index:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._write()
             except BaseException:
+                self._unwritten.clear()
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
@@ -112,33 +118,29 @@ class Index:
 
     def entry(self, uuid: str) -> Entry | None:
         """Give what is known of an attribute."""
+        if (unwritten := self._unwritten.get(uuid)) is not None:
+            return unwritten
         row = self._db.execute("SELECT * FROM attributes WHERE uuid = ?", (uuid,)).fetchone()
         return _entry(row) if row else None
 
     def entries_of(self, event: str) -> list[Entry]:
         """Give what is known of an event's attributes."""
+        self._write()
         rows = self._db.execute("SELECT * FROM attributes WHERE event = ?", (event,)).fetchall()
         return [_entry(row) for row in rows]
 
     def put(self, entry: Entry) -> None:
-        """Remember an attribute."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                entry.uuid,
-                entry.event,
-                entry.pattern,
-                entry.pattern_type,
-                entry.created,
-                entry.modified,
-                entry.marking_refs,
-                entry.published,
-                entry.content,
-                entry.false_positives,
-                entry.expired_at,
-                entry.edited,
-            ),
-        )
+        """Remember an attribute, within a transaction."""
+        self._unwritten[entry.uuid] = entry
+
+    def _write(self) -> None:
+        if self._unwritten:
+            places = ", ".join("?" * len(Entry.__struct_fields__))
+            self._db.executemany(
+                f"INSERT OR REPLACE INTO attributes VALUES ({places})",
+                map(msgspec.structs.astuple, self._unwritten.values()),
+            )
+            self._unwritten.clear()
 
     def begin_comparison(self) -> None:
         """Begin to note which attributes there are in MISP."""
@@ -182,18 +184,14 @@ class Index:
     # Messages that the bus may not have passed on yet.
 
     def put_out(self, messages: Sequence[tuple[str, bytes]]) -> int:
-        """Remember messages (topic and document) until `settle`; gives the newest one's number."""
-        number = 0
-        for topic, data in messages:
-            cursor = self._db.execute(
-                "INSERT INTO outbox (topic, data) VALUES (?, ?)", (topic, data)
-            )
-            number = cursor.lastrowid or 0
-        return number
+        """Remember messages (topic and document) until they are settled; gives their number."""
+        row = (msgspec.msgpack.encode(messages),)
+        return self._db.execute("INSERT INTO outbox (messages) VALUES (?)", row).lastrowid or 0
 
     def outbox(self) -> list[tuple[str, bytes]]:
         """Give the messages that were not settled, in order."""
-        return self._db.execute("SELECT topic, data FROM outbox ORDER BY number").fetchall()
+        rows = self._db.execute("SELECT messages FROM outbox ORDER BY number")
+        return [message for (data,) in rows for message in _MESSAGES.decode(data)]
 
     def settle(self, number: int) -> None:
         """Forget the messages up to `number`."""
@@ -211,7 +209,11 @@ class Index:
         self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
 
-def _entry(row: tuple[object, ...]) -> Entry:
-    return msgspec.convert(
-        dict(zip(Entry.__struct_fields__, row, strict=True)), Entry, strict=False
+_MESSAGES: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    uuid, event, pattern, pattern_type, created, modified, markings, published, *rest = row
+    return Entry(
+        uuid, event, pattern, pattern_type, created, modified, markings, bool(published), *rest
     )

@@ -29,6 +29,8 @@ logger = logging.getLogger("threatbus.misp")
 
 #: Messages that wait to be settled before sources wait: see `Index`.
 MAX_UNSETTLED: Final = 100_000
+#: Events that are kept in memory.
+MAX_CONTEXTS: Final = 1000
 
 
 class Put(Protocol):
@@ -86,6 +88,8 @@ class Reconciler:
         self._lock = threading.Lock()
         self._out: list[Message] = []
         self._last_number = 0
+        # Of the events that were named last: many attributes of one event come in a row.
+        self._contexts: dict[str, Context] = {}
         #: Epoch before which what is not on the bus is history: REST answers are full of it.
         self.horizon = 0
         self.counters = Counters()
@@ -485,8 +489,16 @@ class Reconciler:
     # Events.
 
     def _known(self, uuid: str) -> Context | None:
-        data = self._index.event(uuid)
-        return _CONTEXTS.decode(data) if data is not None else None
+        known = self._contexts.get(uuid)
+        if known is None and (data := self._index.event(uuid)) is not None:
+            known = self._keep(_CONTEXTS.decode(data))
+        return known
+
+    def _keep(self, context: Context) -> Context:
+        if len(self._contexts) >= MAX_CONTEXTS:
+            self._contexts.clear()
+        self._contexts[context.uuid] = context
+        return context
 
     def _context_of(
         self, event: Event | None, attribute: Attribute, *, visible: bool = False
@@ -533,6 +545,7 @@ class Reconciler:
 
     def _put_context(self, context: Context) -> None:
         self._index.put_event(context.uuid, context.id, msgspec.json.encode(context))
+        self._keep(context)
 
     def _ask(self, event: str) -> bool:
         """Have an event asked for over REST; False where there is none to ask."""
