@@ -85,12 +85,12 @@ class ZmqStream:
         self.heard()
         self._pub.send(topic.encode() + b" " + encoded(document))
 
-    def heard(self) -> None:
-        """Wait until somebody listens."""
-        if not self._heard:
+    def heard(self, *, anew: bool = False) -> None:
+        """Wait until somebody listens, or somebody else than before."""
+        while anew or not self._heard:
             assert self._pub.poll(int(SOON * 1000)), "nobody subscribes"
-            assert self._pub.recv() == b"\x01misp_json"
-            self._heard = True
+            self._heard = self._pub.recv() == b"\x01misp_json"
+            anew = anew and not self._heard
 
     def close(self) -> None:
         """Close the socket."""

@@ -878,7 +878,7 @@ class MispServer:
         page, limited = _page(found, query)
         metadata = _bool(query.get("metadata"))
         answer = [{"Event": self.misp.event_json(e, metadata=metadata)} for e in page]
-        return {"response": answer}, _search_headers(len(page) + limited)  # type: ignore[dict-item]
+        return {"response": answer}, _search_headers(len(page) + limited)
 
     def _view_event(self, which: str, named: str, body: Json) -> Json:
         for event in self.misp.events.values():
@@ -958,7 +958,7 @@ class MispServer:
             }
             for s in found
         ]
-        return {"response": answer}, _search_headers(0)  # type: ignore[dict-item]
+        return {"response": answer}, _search_headers(0)
 
 
 _DESCRIBE_TYPES: Json = {

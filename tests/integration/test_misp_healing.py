@@ -269,6 +269,7 @@ def test_a_killed_bus_publishes_the_same_versions_again_or_not_at_all(
     first = {found["id"]: found["modified"] for found in bus.receive(50)}
     bus.bus.stop()
     bus = start(with_api=False, **stream.section)
+    stream.heard(anew=True)
     for document in documents:
         stream.send("misp_json_attribute", document)
     stream.send("misp_json_attribute", attribute_message(type="domain", value="last.example"))

@@ -15,9 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers.ports import free_port
 from helpers.waiting import SCALE, eventually, finished, in_threads
-from misp_server import Attribute, Event, Misp, MispServer
 from threatbus_misp.outbox import Outbox, OutgoingSighting
 from threatbus_misp.rest import (
     AttributeFilter,
@@ -29,6 +27,8 @@ from threatbus_misp.rest import (
     MispUnreachable,
 )
 
+from integration.misp_server import Attribute, Event, Misp, MispServer
+from testbed.ports import free_port
 from threatbus.workers import Backoff
 
 #: A simulated clock begins here.
@@ -825,8 +825,8 @@ def test_a_sighting_counts_once_whatever_happens_to_its_answer(
             outbox.put(OutgoingSighting(attribute.uuid, START + seen, source="zeek"))
         emptied(outbox)
     assert happened.seen == 2
-    seen = [each.date_sighting for each in misp.sightings_of(attribute)]
-    assert seen == [START, START + 1, START + 2]
+    dates = [each.date_sighting for each in misp.sightings_of(attribute)]
+    assert dates == [START, START + 1, START + 2]
     assert outbox.counts.sent == 3
 
 
@@ -852,8 +852,8 @@ def test_sightings_outlast_an_outage(
         assert time.monotonic() - started < 0.5 * SCALE
     server.up()
     emptied(outbox)
-    seen = [each.date_sighting for each in misp.sightings_of(attribute)]
-    assert seen == [START + n for n in range(10)]
+    dates = [each.date_sighting for each in misp.sightings_of(attribute)]
+    assert dates == [START + n for n in range(10)]
     assert outbox.failures == 0
 
 
@@ -923,5 +923,5 @@ def test_a_bus_that_is_killed_loses_no_sighting_and_sends_none_twice(
     finally:
         again.kill()
         again.wait(10)
-    seen = [each.date_sighting for each in misp.sightings_of(attribute)]
-    assert seen == [START + n for n in range(10)]
+    dates = [each.date_sighting for each in misp.sightings_of(attribute)]
+    assert dates == [START + n for n in range(10)]
