@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 import pytest
 from threatbus_inmem.plugin import InMemoryConfig
+from threatbus_misp.config import FilterConfig, InstanceConfig
 from threatbus_rabbitmq.config import RabbitMQConfig
 from threatbus_zmq.config import ZmqConfig
 
@@ -16,6 +17,9 @@ from threatbus.config import CoreConfig, check_section, yaml12
 
 ROOT: Final = Path(__file__).parents[2]
 EXAMPLE: Final = "config.yaml.example"
+
+# What the example recommends although it is not the default.
+RECOMMENDED: Final = {("plugins.apps.misp", "published_only"): True}
 
 # What it is by default, the machine decides.
 COMPUTED: Final = ("", "state_directory")
@@ -27,14 +31,22 @@ def sections_of(schema: Schema, path: str = "") -> dict[str, Schema]:
     """A schema and those inside it, by where they stand."""
     found = {path: schema}
     for each in msgspec.structs.fields(schema):
-        if isinstance(each.type, type) and issubclass(each.type, msgspec.Struct):
-            found |= sections_of(each.type, f"{path}.{each.name}".removeprefix("."))
+        # A section that may be missing is a union with None.
+        for kind in (each.type, *get_args(each.type)):
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, msgspec.Struct)
+                and kind is not FilterConfig
+            ):
+                found |= sections_of(kind, f"{path}.{each.name}".removeprefix("."))
     return found
 
 
 SECTIONS: Final[dict[str, Schema]] = {
     **sections_of(CoreConfig),
     "plugins.apps.zmq": ZmqConfig,
+    # What MispConfig has besides is `instances`, which is a mapping of these.
+    **sections_of(InstanceConfig, "plugins.apps.misp"),
     "plugins.backbones.inmem": InMemoryConfig,
     **sections_of(RabbitMQConfig, "plugins.backbones.rabbitmq"),
 }
@@ -59,7 +71,9 @@ def example() -> dict[str, Any]:
     """The example with everything switched on that is commented out in it."""
     text = (ROOT / EXAMPLE).read_text(encoding="utf-8")
     # Prose has one space after its #; a setting has none, or the two of its level.
-    return yaml12.parse(re.sub(r"(?m)^( *)#(?=\S|  )", r"\1", text), EXAMPLE)
+    for _ in range(2):  # an alternative within what is commented out is commented out twice
+        text = re.sub(r"(?m)^( *)#(?=\S|  )", r"\1", text)
+    return yaml12.parse(text, EXAMPLE)
 
 
 def in_example(path: str) -> dict[str, Any]:
@@ -102,6 +116,9 @@ def test_the_values_in_the_example_are_the_defaults(path: str) -> None:
         name: in_example(path)[name] for name in settings_of(path) if (path, name) != COMPUTED
     }
     assert None not in written.values()
+    for (section, name), value in RECOMMENDED.items():
+        if section == path:
+            assert written.pop(name) is value
     assert with_defaults(written, SECTIONS[path]) == SECTIONS[path]()
 
 
