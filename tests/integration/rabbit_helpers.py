@@ -11,6 +11,7 @@ import pika.exceptions
 import pytest
 from helpers.waiting import SOON, eventually
 
+import threatbus
 from testbed.rabbit import RabbitNode
 
 
@@ -87,6 +88,16 @@ class Peer:
         if self._connection.is_open:
             self._connection.close()
 
+    def holds(self, queue: str) -> bool:
+        """Make a queue that nobody else may use, unless somebody else has it."""
+        if not self.channel.is_open:
+            self.channel = self._connection.channel()
+        try:
+            self.channel.queue_declare(queue, exclusive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            return False
+        return True
+
 
 class OldNode(Peer):
     """A node of 2022.5.16: a non-durable exchange, bare bodies, no properties."""
@@ -95,6 +106,12 @@ class OldNode(Peer):
         super().__init__(cluster)
         self.declare(durable=False)
         self.bind()
+
+
+def backbone_of(bus: threatbus.ThreatBus) -> Any:
+    """Give the plugin's inside, to look at what nobody outside can see."""
+    (plugin,) = [each for each in bus._backbones if each.name == "rabbitmq"]
+    return plugin._manager.get_plugin("rabbitmq")
 
 
 def exchange_of(request: pytest.FixtureRequest) -> str:

@@ -8,15 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from helpers.documents import indicators
 from helpers.ports import free_port
 from helpers.services import rabbit_node
 from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
-from rabbit_helpers import Cluster, exchange_of
-from zmq_helpers import App, Apps, Proxy, ZmqBus, numbered, proxy, rss_bytes
+from rabbit_helpers import Cluster, Peer, backbone_of, exchange_of
+from zmq_helpers import App, Apps, Proxy, ZmqBus, connections_to, numbered, proxy, rss_bytes
 
 from testbed.rabbit import RabbitNode
 from threatbus.errors import Overflow
@@ -59,12 +58,6 @@ def ways(mortal: RabbitNode) -> Iterator[Ways]:
 @pytest.fixture
 def cluster(mortal: RabbitNode, request: pytest.FixtureRequest) -> Cluster:
     return Cluster(mortal, exchange_of(request))
-
-
-def backbone_of(bus: ZmqBus) -> Any:
-    """The plugin's inside, to look at what nobody outside can see."""
-    (plugin,) = bus.bus._backbones
-    return plugin._manager.get_plugin("rabbitmq")
 
 
 class Stream(threading.Thread):
@@ -111,9 +104,9 @@ def test_a_broker_that_is_killed_in_mid_stream_costs_no_message_and_doubles_none
     mortal.start()
     ready = time.monotonic()
     # What was confirmed before the kill may be with the reader already; the next is not.
-    before = backbone_of(bus)._publisher.confirmed
+    before = backbone_of(bus.bus)._publisher.confirmed
     eventually(
-        lambda: backbone_of(bus)._publisher.confirmed > before, what="the broker confirms again"
+        lambda: backbone_of(bus.bus)._publisher.confirmed > before, what="the broker confirms again"
     )
     assert time.monotonic() - ready < RESUME_SECS
     finished(stream, 3 * SOON)
@@ -148,11 +141,11 @@ def test_a_connection_that_is_cut_in_the_middle_of_a_frame_costs_nothing(
     reader, publisher = connected(zmq_apps, bus)
     publisher.publish_numbered(0, 100)
     assert reader.receive_until(99) == list(range(100))
-    before = backbone_of(bus)._publisher.connects
+    before = backbone_of(bus.bus)._publisher.connects
     way.cut_after(place)
     publisher.publish_numbered(100, 900)
     assert reader.receive_until(999) == list(range(100, 1000))
-    assert backbone_of(bus)._publisher.connects > before
+    assert backbone_of(bus.bus)._publisher.connects > before
 
 
 def test_a_bus_that_starts_before_its_broker_waits_and_says_so(
@@ -242,6 +235,7 @@ def test_a_broker_that_hangs_does_not_hold_up_the_end(
         began = time.monotonic()
         bus.bus.stop()
         assert time.monotonic() - began < 0.5 + SOON / 2
+        assert connections_to(mortal.port) == 0
     finally:
         mortal.signal(signal.SIGCONT)
 
@@ -251,11 +245,45 @@ def test_a_queue_that_is_deleted_is_made_anew(
 ) -> None:
     bus = zmq_apps.bus(backbones=cluster.backbones(1))
     reader, publisher = connected(zmq_apps, bus)
-    before = backbone_of(bus)._consumer.connects
+    before = backbone_of(bus.bus)._consumer.connects
     mortal.control("delete_queue", cluster.queue(1))
-    eventually(lambda: backbone_of(bus)._consumer.connects > before)
+    eventually(lambda: backbone_of(bus.bus)._consumer.connects > before)
     publisher.publish_numbered(0, 10)
     assert reader.receive_until(9) == list(range(10))
+
+
+def test_a_channel_that_the_broker_closes_over_an_acknowledgement_is_opened_again(
+    zmq_apps: Apps, cluster: Cluster
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones())
+    reader, publisher = connected(zmq_apps, bus)
+    consumer = backbone_of(bus.bus)._consumer
+    # The broker says PRECONDITION_FAILED, as when an acknowledgement takes longer than it allows.
+    consumer.call(lambda: consumer.channel.basic_ack(99_999))
+    eventually(lambda: consumer.connects == 2)
+    publisher.publish_numbered(0, 10)
+    assert reader.receive_until(9) == list(range(10))
+
+
+def test_an_exclusive_queue_that_somebody_still_holds_after_a_broken_connection_is_waited_for(
+    ways: Ways, zmq_apps: Apps, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    way = ways.open()
+    section = cluster.backbones(1, port=way.port, queue={"exclusive": True})
+    bus = zmq_apps.bus(backbones=section)
+    reader, publisher = connected(zmq_apps, bus)
+    way.close()
+    # As the broker does for a connection of whose end it has not heard yet.
+    holder = Peer(cluster)
+    eventually(lambda: holder.holds(cluster.queue(1)))
+    ways.open(way.port)
+    before = backbone_of(bus.bus)._consumer.connects
+    eventually(lambda: backbone_of(bus.bus)._consumer.connects > before)
+    holder.close()
+    eventually(lambda: backbone_of(bus.bus)._publisher._permitted)
+    publisher.publish_numbered(0, 10)
+    assert reader.receive_until(9) == list(range(10))
+    assert "gives up" not in caplog.text
 
 
 def test_a_worker_that_fails_connects_again_and_nothing_is_lost(
@@ -263,7 +291,7 @@ def test_a_worker_that_fails_connects_again_and_nothing_is_lost(
 ) -> None:
     bus = zmq_apps.bus(backbones=cluster.backbones())
     reader, publisher = connected(zmq_apps, bus)
-    consumer = backbone_of(bus)._consumer
+    consumer = backbone_of(bus.bus)._consumer
     reads = consumer._read
     failures = iter([True, False, True])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 from helpers.buses import Buses, OpenApp
 from helpers.documents import encode, indicator, indicator_bytes, indicators, sighting_bytes
 from helpers.waiting import eventually
-from rabbit_helpers import Cluster, OldNode, Peer, exchange_of
+from rabbit_helpers import Cluster, OldNode, Peer, backbone_of, exchange_of
+from threatbus_rabbitmq.connection import BrokerRefusal
 from zmq_helpers import Apps
 
 from testbed.rabbit import RabbitNode
@@ -21,6 +24,7 @@ from threatbus.messages import INDICATOR, SIGHTING
 from threatbus.queues import MessageQueue
 
 APPS = {"open": None}
+Caplog = pytest.LogCaptureFixture
 
 
 @pytest.fixture
@@ -133,6 +137,41 @@ def test_with_the_in_memory_backbone_beside_it_everything_comes_once(
     peer.publish(foreign)
     got = received(outq, 201)
     assert sorted(got) == sorted([*(message.data for message in batch), foreign])
+
+
+class HugeTimeHeader(pika.BasicProperties):
+    """A header with a time that no calendar has."""
+
+    def encode(self) -> list[bytes]:
+        table = b"\x04timeT" + (2**63).to_bytes(8, "big")
+        return [(1 << 13).to_bytes(2, "big"), len(table).to_bytes(4, "big"), table]
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        pika.BasicProperties(message_id=b"\xff\xfe"),
+        pika.BasicProperties(message_id=""),
+        pika.BasicProperties(message_id="x" * 255),
+        HugeTimeHeader(),
+    ],
+    ids=["id that is no text", "empty id", "long id", "header that pika cannot decode"],
+)
+def test_a_message_is_taken_whatever_its_properties_are(
+    start_bus: Buses,
+    open_app: OpenApp,
+    cluster: Cluster,
+    peer: Peer,
+    properties: pika.BasicProperties,
+) -> None:
+    start_bus(APPS, cluster.backbones(1))
+    outq = subscribed(open_app)
+    bodies = [indicator_bytes() for _ in range(3)]
+    peer.publish(bodies[0])
+    peer.publish(bodies[1], properties)
+    peer.publish(bodies[2])
+    assert received(outq, 3) == bodies
+    eventually(lambda: cluster.messages(1) == 0, what="nothing comes again and again")
 
 
 # Nodes of the old kind.
@@ -276,14 +315,45 @@ def test_the_queue_is_as_configured_and_works(
     assert bool(found["exclusive"]) is exclusive
 
 
+@pytest.mark.parametrize("queue", [{"exclusive": True}, {"durable": False}, {"lazy": True}])
+def test_a_queue_that_rabbitmq_cannot_make_is_said_so_and_leaves_nothing_running(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, queue: dict[str, Any]
+) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(BrokerRefusal, match="cannot be made as the configuration says") as caught:
+        start_bus(APPS, cluster.backbones(1, queue={"type": "quorum", **queue}))
+    assert "is there" not in str(caught.value)
+    assert set(threading.enumerate()) <= before
+
+
 def test_wrong_credentials_are_said_so_without_the_password(
-    start_bus: Buses, open_app: OpenApp, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, caplog: Caplog
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         bus = start_bus(APPS, cluster.backbones(username="nobody", password="sesame-open"))
     assert "refuses username or password" in caplog.text
     assert "sesame-open" not in caplog.text
     assert bus.running
+
+
+def test_a_broker_that_ends_every_connection_is_not_stormed_and_its_reason_is_logged(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, peer: Peer, caplog: Caplog
+) -> None:
+    cluster.broker.control("add_user", "reader", "secret")
+    may_bind_but_not_publish = ("reader", ".*", r"^threatbus\.", ".*")
+    cluster.broker.control("set_permissions", "-p", "/", *may_bind_but_not_publish)
+    section = cluster.backbones(username="reader", password="secret")
+    bus = start_bus(APPS, section, drain_timeout=0.2)
+    publisher = backbone_of(bus)._publisher
+    first, began = publisher.connects, time.monotonic()
+    with caplog.at_level(logging.INFO):
+        open_app.inq.put_many(indicators(1))
+        eventually(lambda: publisher.connects >= first + 5)
+    # The pauses double from 0.1 s and are at least half of that.
+    assert time.monotonic() - began > 0.05 + 0.1 + 0.2 + 0.4 + 0.8
+    said = [each.getMessage() for each in caplog.records if each.levelno > logging.DEBUG]
+    assert sum("ACCESS_REFUSED - access to exchange" in line for line in said) == 1
+    assert sum("publisher is connected to" in line for line in said) <= 1
 
 
 def test_a_vhost_of_its_own_is_used(start_bus: Buses, open_app: OpenApp, cluster: Cluster) -> None:

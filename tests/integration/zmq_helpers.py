@@ -288,6 +288,13 @@ def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+def connections_to(port: int) -> int:
+    """Give the number of TCP connections to `port` that this process has open."""
+    own = {str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(f":{port:04X}") and f"socket:[{row[9]}]" in own for row in rows)
+
+
 class Proxy:
     """A TCP proxy on the loopback interface, on a free port by default, that can be cut.
 

@@ -14,8 +14,8 @@ from threatbus.gate import Gate
 from threatbus.messages import Message
 from threatbus.rejects import RejectStore
 from threatbus_rabbitmq.config import RabbitMQConfig
-from threatbus_rabbitmq.connection import BrokerWorker
-from threatbus_rabbitmq.mapping import BodyReader, NodeIds
+from threatbus_rabbitmq.connection import PRECONDITION_FAILED, RESOURCE_LOCKED, BrokerWorker
+from threatbus_rabbitmq.mapping import BodyReader, NodeIds, wire_id
 
 logger = logging.getLogger("threatbus.rabbitmq.consumer")
 
@@ -78,6 +78,9 @@ class Consumer(BrokerWorker):
         self._flush_planned = False
         self._recent = RecentIds()
         self._consumer_tag: str | None = None
+        # Whether the broker has let this channel have the queue; whether it ever was bound.
+        self._is_declared = False
+        self._was_bound = False
         self._hold_until = time.monotonic() + config.hold
         # Set by release(), from any thread: somebody listens.
         self._released = False
@@ -113,6 +116,7 @@ class Consumer(BrokerWorker):
         queue, channel, guarded = self.config.queue, self.channel, self.guarded
 
         def bind(_: Any) -> None:
+            self._is_declared = True
             channel.queue_bind(queue.name, self.config.exchange_name, callback=guarded(limit))
 
         def limit(_: Any) -> None:
@@ -121,6 +125,7 @@ class Consumer(BrokerWorker):
         def begin(_: Any) -> None:
             self._begin()
 
+        self._is_declared = False
         channel.add_on_cancel_callback(guarded(self._on_cancelled))
         channel.queue_declare(
             queue.name,
@@ -141,9 +146,19 @@ class Consumer(BrokerWorker):
         self._on_bound(False)
         self._note(consuming=False)
 
-    def explain_refusal(self, reason: str) -> str:
+    def on_refused(self, code: int, reason: str) -> str | None:
         """Name the difference between the queue that is there and the one that is configured."""
+        if self._is_declared or code not in (RESOURCE_LOCKED, PRECONDITION_FAILED):
+            return None
+        if code == RESOURCE_LOCKED and self._was_bound:
+            # By this bus's own last connection, of whose end the broker has not heard yet.
+            return None
         name = self.config.queue.name
+        if "inequivalent" not in reason and code == PRECONDITION_FAILED:
+            return (
+                f"queue {name} cannot be made as the configuration says ({reason}). Change "
+                "plugins.backbones.rabbitmq.queue"
+            )
         return (
             f"queue {name} is there with other arguments than the configuration says, or in use by "
             f"one node alone ({reason}). Nothing is passed on until the bus is started again: with "
@@ -153,6 +168,7 @@ class Consumer(BrokerWorker):
 
     def _begin(self) -> None:
         self.succeeded()
+        self._was_bound = True
         self._on_bound(True)
         left = self._hold_until - time.monotonic()
         if self._released or left <= 0:
@@ -170,14 +186,13 @@ class Consumer(BrokerWorker):
         self._note(consuming=True)
 
     def _on_cancelled(self, _: Any) -> None:
-        logger.warning("queue %s was deleted; it is made anew", self.config.queue.name)
-        self.hang_up()
+        self.hang_up(f"queue {self.config.queue.name} was deleted; it is made anew")
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         if channel is not self.channel:
             return
         self._newest_tag = method.delivery_tag
-        self._read(properties.message_id, body)
+        self._read(wire_id(properties), body)
         if len(self._batch) >= BATCH:
             self._flush()
         elif not self._flush_planned:
@@ -191,7 +206,7 @@ class Consumer(BrokerWorker):
         except Rejected as error:
             self._rejects.add(ORIGIN, error.reason, body)
             return
-        if message_id:
+        if message_id is not None:
             message.id = self._ids.from_wire(message_id)
         self._batch.append((message_id, message))
 
@@ -215,7 +230,7 @@ class Consumer(BrokerWorker):
 
     def _is_first(self, message_id: str | None) -> bool:
         """Say whether a message is handed on for the first time; one without an id always is."""
-        if not message_id or self._recent.is_new(message_id):
+        if message_id is None or self._recent.is_new(message_id):
             return True
         self.duplicates += 1
         return False

@@ -63,6 +63,12 @@ def properties(message_id: str) -> pika.BasicProperties:
     )
 
 
+def wire_id(properties: pika.BasicProperties) -> str | None:
+    """Give the ``message_id`` of a message that was received, None without one that is text."""
+    message_id = properties.message_id
+    return message_id if message_id and isinstance(message_id, str) else None
+
+
 class BodyReader:
     """Turns bodies into messages; they come in through the border like everything else."""
 

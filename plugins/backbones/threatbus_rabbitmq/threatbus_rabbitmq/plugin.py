@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging as std_logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 import threatbus
+from threatbus.errors import ThreatBusError
 from threatbus.messages import INTERNAL_PREFIX
 from threatbus.queues import MessageQueue
 from threatbus.routing import Outlet, TopicTable
@@ -84,8 +86,13 @@ class RabbitMQBackbone:
             self._consumer.release()
         self._consumer.start()
         self._publisher.start()
-        for worker in (self._consumer, self._publisher):
-            worker.wait_until_tried(START_SECS)
+        deadline = time.monotonic() + START_SECS
+        try:
+            for worker in (self._consumer, self._publisher):
+                worker.wait_until_tried(deadline - time.monotonic())
+        except ThreatBusError:
+            self.stop()
+            raise
 
     @threatbus.backbone
     def subscribe(self, topic: str, q: Outlet) -> None:

@@ -11,7 +11,6 @@ from typing import Any, Final
 import pika.exceptions
 import pika.spec
 
-from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.queues import MessageQueue
 from threatbus_rabbitmq.config import RabbitMQConfig
@@ -35,7 +34,6 @@ class Publisher(BrokerWorker):
         super().__init__("RabbitMQ publisher", config)
         self._inq = inq
         self._ids = ids
-        self._log = RateLimited(logger)
         # Published and not yet confirmed, oldest first: (delivery tag on this channel, message).
         self._unconfirmed: deque[tuple[int, Message]] = deque()
         # To be published before anything else: what a broken connection left unconfirmed.
