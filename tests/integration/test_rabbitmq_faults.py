@@ -15,7 +15,17 @@ from helpers.ports import free_port
 from helpers.services import rabbit_node
 from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
 from rabbit_helpers import Cluster, Peer, backbone_of, exchange_of
-from zmq_helpers import App, Apps, Proxy, ZmqBus, connections_to, numbered, proxy, rss_bytes
+from zmq_helpers import (
+    App,
+    Apps,
+    Proxy,
+    ZmqBus,
+    connections_to,
+    number_of,
+    numbered,
+    proxy,
+    rss_bytes,
+)
 
 from testbed.rabbit import RabbitNode
 from threatbus.errors import Overflow
@@ -238,6 +248,24 @@ def test_a_broker_that_hangs_does_not_hold_up_the_end(
         assert connections_to(mortal.port) == 0
     finally:
         mortal.signal(signal.SIGCONT)
+
+
+def test_what_others_send_while_a_bus_stops_waits_for_its_next_start(
+    zmq_apps: Apps, cluster: Cluster
+) -> None:
+    here, there = (zmq_apps.bus(backbones=cluster.backbones(node)) for node in (1, 2))
+    reader, _ = connected(zmq_apps, here)
+    stream = Stream(zmq_apps.app(there), 900)
+    stream.start()
+    stream.has_sent(500)
+    here.bus.stop()
+    stream.has_sent(600)
+    finished(stream, 3 * SOON)
+    there.accepted(900)
+    before = [number_of(frame) for frame in reader.receive_rest()]
+    again = zmq_apps.bus(backbones=cluster.backbones(1))
+    back, _ = connected(zmq_apps, again)
+    assert before + back.receive_until(899) == list(range(900))
 
 
 def test_a_queue_that_is_deleted_is_made_anew(

@@ -192,6 +192,14 @@ class App:
             numbers.append(number_of(self.receive(left)))
         return numbers
 
+    def receive_rest(self) -> list[bytes]:
+        """Give the frames that have arrived, once there are no more."""
+        assert self.sub is not None
+        frames: list[bytes] = []
+        while self.sub.poll(200):
+            frames.append(self.sub.recv())
+        return frames
+
     def receives_nothing(self, for_secs: float = 0.2) -> None:
         """Fail if a frame arrives."""
         assert self.sub is not None

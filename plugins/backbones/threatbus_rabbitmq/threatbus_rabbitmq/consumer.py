@@ -111,6 +111,17 @@ class Consumer(BrokerWorker):
             )
             return self._last_own_number >= number
 
+    def finish(self, deadline: float) -> None:
+        """Take no more, for good: what is not acknowledged stays in the queue for the next start.
+
+        On return nothing more is delivered, unless this took until `deadline`.
+        """
+        self.stop()
+        with self._progress:
+            self._progress.wait_for(
+                lambda: not self._consuming, max(0.0, deadline - time.monotonic())
+            )
+
     def on_channel(self) -> None:
         """Declare and bind the queue, then consume."""
         queue, channel, guarded = self.config.queue, self.channel, self.guarded

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Seconds that the start waits for the first attempt to connect.
 START_SECS = 5.0
+#: Seconds that the consumer has to let go of its queue, at the end of the drain time.
+FINISH_SECS = 0.5
 #: Seconds that a worker has to end, beyond what it gives the broker.
 JOIN_SECS = 2.0
 
@@ -111,11 +113,15 @@ class RabbitMQBackbone:
 
     @threatbus.backbone
     def drain(self, deadline: float) -> int:
-        """Have the broker confirm all of inq, and deliver what of it comes back to this node."""
+        """Have the broker confirm all of inq, and deliver what of it comes back to this node.
+
+        Then nothing more is taken: what other nodes send waits in the queue for the next start.
+        """
         if self._publisher is None or self._consumer is None:
             return 0
         left = self._publisher.drain(deadline)
         self._consumer.wait_for(self._publisher.last_number, deadline)
+        self._consumer.finish(max(deadline, time.monotonic() + FINISH_SECS))
         return left
 
     @threatbus.backbone
