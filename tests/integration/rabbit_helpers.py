@@ -9,10 +9,15 @@ from typing import Any
 import pika
 import pika.exceptions
 import pytest
+from helpers.buses import OpenApp
 from helpers.waiting import SOON, eventually
 
 import threatbus
 from testbed.rabbit import RabbitNode
+from threatbus.queues import MessageQueue
+
+#: The apps of a bus that a test takes part in itself.
+APPS = {"open": None}
 
 
 class Cluster:
@@ -106,6 +111,25 @@ class OldNode(Peer):
         super().__init__(cluster)
         self.declare(durable=False)
         self.bind()
+
+
+def received(outq: MessageQueue, count: int) -> list[bytes]:
+    """Wait for messages in an outq."""
+    found: list[bytes] = []
+
+    def complete() -> bool:
+        found.extend(message.data for message in outq.get_many(count))
+        return len(found) >= count
+
+    eventually(complete, what=f"{count} messages in {outq.name}")
+    return found
+
+
+def subscribed(app: OpenApp, topic: str = "stix2") -> MessageQueue:
+    """Give an outq that is subscribed."""
+    outq = app.services.outq("reader")
+    app.subscribe(topic, outq)
+    return outq
 
 
 def backbone_of(bus: threatbus.ThreatBus) -> Any:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from helpers.documents import indicators
+from helpers.buses import Buses, OpenApp
+from helpers.documents import indicator_bytes, indicator_message, indicators
 from helpers.ports import free_port
 from helpers.services import rabbit_node
 from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
-from rabbit_helpers import Cluster, Peer, backbone_of, exchange_of
+from rabbit_helpers import APPS, Cluster, Peer, backbone_of, exchange_of, received, subscribed
+from threatbus_rabbitmq.publisher import WINDOW_BYTES
 from zmq_helpers import (
     App,
     Apps,
@@ -68,6 +70,14 @@ def ways(mortal: RabbitNode) -> Iterator[Ways]:
 @pytest.fixture
 def cluster(mortal: RabbitNode, request: pytest.FixtureRequest) -> Cluster:
     return Cluster(mortal, exchange_of(request))
+
+
+@pytest.fixture
+def somebody(cluster: Cluster) -> Iterator[Peer]:
+    """Somebody who has no queue."""
+    made = Peer(cluster)
+    yield made
+    made.close()
 
 
 class Stream(threading.Thread):
@@ -278,6 +288,75 @@ def test_a_queue_that_is_deleted_is_made_anew(
     eventually(lambda: backbone_of(bus.bus)._consumer.connects > before)
     publisher.publish_numbered(0, 10)
     assert reader.receive_until(9) == list(range(10))
+
+
+def test_an_exchange_that_is_deleted_is_made_anew_and_no_message_is_lost(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, somebody: Peer
+) -> None:
+    start_bus(APPS, cluster.backbones())
+    outq = subscribed(open_app)
+    somebody.channel.exchange_delete(cluster.exchange)
+    batch = indicators(10)
+    open_app.inq.put_many(batch)
+    assert received(outq, 10) == [message.data for message in batch]
+
+
+def test_a_bus_whose_queue_is_not_bound_any_more_binds_it_before_it_publishes_on(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, somebody: Peer
+) -> None:
+    start_bus(APPS, cluster.backbones(1))
+    outq = subscribed(open_app)
+    somebody.channel.queue_unbind(cluster.queue(1), cluster.exchange)
+    batch = indicators(10)
+    open_app.inq.put_many(batch)
+    assert received(outq, 10) == [message.data for message in batch]
+
+
+def test_a_bus_that_publishes_nothing_binds_its_queue_again_as_well(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, somebody: Peer
+) -> None:
+    start_bus(APPS, cluster.backbones(heartbeat=1))
+    outq = subscribed(open_app)
+    somebody.channel.exchange_delete(cluster.exchange)
+    somebody.declare(durable=True)
+
+    def arrives() -> bool:
+        somebody.publish(indicator_bytes())
+        return bool(outq.get_many(1))
+
+    eventually(arrives)
+
+
+def test_a_message_that_is_too_large_for_the_broker_holds_nothing_up(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, mortal: RabbitNode
+) -> None:
+    limit = mortal.control("eval", "application:get_env(rabbit, max_message_size).")
+    mortal.control("eval", "application:set_env(rabbit, max_message_size, 100000).")
+    try:
+        bus = start_bus(APPS, cluster.backbones())
+        outq = subscribed(open_app)
+        large = indicator_message(description="x" * 100_000)
+        batch = [*indicators(5), large, *indicators(5)]
+        open_app.inq.put_many(batch)
+        assert received(outq, 10) == [each.data for each in batch if each is not large]
+        assert bus.rejects.counts == {("rabbitmq", "larger than RabbitMQ's max_message_size"): 1}
+    finally:
+        mortal.control("eval", f"application:set_env(rabbit, max_message_size, {limit[4:-2]}).")
+
+
+def test_large_messages_that_the_broker_does_not_take_wait_in_inq(
+    ways: Ways, start_bus: Buses, open_app: OpenApp, cluster: Cluster
+) -> None:
+    way = ways.open()
+    bus = start_bus(APPS, cluster.backbones(port=way.port), drain_timeout=0.2)
+    publisher = backbone_of(bus)._publisher
+    way.freeze()
+    size = 1_000_000
+    for _ in range(60):
+        open_app.inq.put_many([indicator_message(description="x" * size)])
+    eventually(lambda: publisher._unconfirmed_bytes >= WINDOW_BYTES)
+    assert publisher._unconfirmed_bytes < WINDOW_BYTES + 2**20 + 2 * size
+    assert publisher._inq.stats().bytes > 40 * size
 
 
 def test_a_channel_that_the_broker_closes_over_an_acknowledgement_is_opened_again(

@@ -15,15 +15,22 @@ import pytest
 from helpers.buses import Buses, OpenApp
 from helpers.documents import encode, indicator, indicator_bytes, indicators, sighting_bytes
 from helpers.waiting import eventually
-from rabbit_helpers import Cluster, OldNode, Peer, backbone_of, exchange_of
+from rabbit_helpers import (
+    APPS,
+    Cluster,
+    OldNode,
+    Peer,
+    backbone_of,
+    exchange_of,
+    received,
+    subscribed,
+)
 from threatbus_rabbitmq.connection import BrokerRefusal
 from zmq_helpers import Apps
 
 from testbed.rabbit import RabbitNode
 from threatbus.messages import INDICATOR, SIGHTING
-from threatbus.queues import MessageQueue
 
-APPS = {"open": None}
 Caplog = pytest.LogCaptureFixture
 
 
@@ -38,23 +45,6 @@ def peer(cluster: Cluster) -> Iterator[Peer]:
     made = Peer(cluster).declare(durable=True).bind()
     yield made
     made.close()
-
-
-def received(outq: MessageQueue, count: int) -> list[bytes]:
-    found: list[bytes] = []
-
-    def complete() -> bool:
-        found.extend(message.data for message in outq.get_many(count))
-        return len(found) >= count
-
-    eventually(complete, what=f"{count} messages in {outq.name}")
-    return found
-
-
-def subscribed(app: OpenApp, topic: str = "stix2") -> MessageQueue:
-    outq = app.services.outq("reader")
-    app.subscribe(topic, outq)
-    return outq
 
 
 # Messages.
@@ -255,6 +245,35 @@ def test_a_full_outq_that_blocks_holds_the_consumer_up_and_the_broker_keeps_the_
     assert received(outq, 1000) == bodies
 
 
+def test_large_messages_for_a_full_outq_that_blocks_stay_with_the_broker(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, peer: Peer
+) -> None:
+    queues = {"overflow": "block", "outq_messages": 1}
+    bus = start_bus(APPS, cluster.backbones(1), queues=queues)
+    consumer = backbone_of(bus)._consumer
+    outq = subscribed(open_app)
+    bodies = [indicator_bytes(description="x" * 1_000_000) for _ in range(30)]
+    for body in bodies:
+        peer.publish(body)
+    eventually(lambda: consumer.connects == 2)
+    assert consumer._batch_bytes == 0
+    assert received(outq, 30) == bodies
+
+
+def test_messages_that_the_broker_refuses_come_later_and_in_order(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, caplog: Caplog
+) -> None:
+    start_bus(APPS, cluster.backbones(1))
+    full = json.dumps({"max-length": 5, "overflow": "reject-publish"})
+    cluster.broker.control("set_policy", "full", f"^{cluster.queue(1)}$", full)
+    batch = indicators(20)
+    open_app.inq.put_many(batch)
+    # Nobody listens yet, so they stay in the queue.
+    eventually(lambda: "the broker refuses messages" in caplog.text)
+    got = received(subscribed(open_app), 20)
+    assert got == [message.data for message in batch]
+
+
 def test_messages_are_sorted_by_topic(
     start_bus: Buses, open_app: OpenApp, cluster: Cluster, peer: Peer
 ) -> None:
@@ -313,6 +332,14 @@ def test_the_queue_is_as_configured_and_works(
     assert found["durable"] is (queue.get("durable", True) and not exclusive)
     assert found["auto_delete"] is queue.get("auto_delete", False)
     assert bool(found["exclusive"]) is exclusive
+
+
+def test_two_buses_that_share_a_queue_by_mistake_are_told_so(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, caplog: Caplog
+) -> None:
+    for _ in range(2):
+        start_bus(APPS, cluster.backbones(1, heartbeat=1, hold=0))
+    eventually(lambda: caplog.text.count("every bus needs a queue.name_suffix of its own") == 2)
 
 
 @pytest.mark.parametrize("queue", [{"exclusive": True}, {"durable": False}, {"lazy": True}])

@@ -26,6 +26,8 @@ from threatbus.messages import (
 )
 
 APP_ID: Final = "threatbus"
+#: What the reject store calls this door.
+ORIGIN: Final = "rabbitmq"
 _PERSISTENT: Final = 2
 
 

@@ -73,7 +73,7 @@ class RabbitMQBackbone:
         section = services.section
         settings = section if isinstance(section, RabbitMQConfig) else RabbitMQConfig()
         ids = NodeIds()
-        self._publisher = Publisher(settings, inq, ids)
+        self._publisher = Publisher(settings, inq, ids, services.rejects)
         self._consumer = Consumer(
             settings,
             BodyReader(services.border),
@@ -83,6 +83,7 @@ class RabbitMQBackbone:
             services.rejects,
             self._publisher.permit,
         )
+        self._publisher.when_unrouted(self._consumer.bind_again)
         inq.when_ready(self._publisher.note_ready)
         if self._has_listener:
             self._consumer.release()
