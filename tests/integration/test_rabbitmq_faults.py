@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from helpers.buses import Buses, OpenApp
@@ -108,6 +109,12 @@ def connected(zmq_apps: Apps, bus: ZmqBus) -> tuple[App, App]:
     return reader, zmq_apps.app(bus)
 
 
+def failures_of(bus: ZmqBus) -> int:
+    """How often the workers have raised: a broken connection is no failure."""
+    backbone = backbone_of(bus.bus)
+    return int(backbone._publisher.failures + backbone._consumer.failures)
+
+
 def test_a_broker_that_is_killed_in_mid_stream_costs_no_message_and_doubles_none(
     zmq_apps: Apps, cluster: Cluster, mortal: RabbitNode
 ) -> None:
@@ -132,6 +139,7 @@ def test_a_broker_that_is_killed_in_mid_stream_costs_no_message_and_doubles_none
     finished(stream, 3 * SOON)
     assert reader.receive_until(count - 1) == list(range(count))
     assert elsewhere.receive_until(count - 1) == list(range(count))
+    assert failures_of(bus) == failures_of(other) == 0
 
 
 def test_a_broker_that_refuses_connections_for_a_while_costs_nothing(
@@ -166,6 +174,7 @@ def test_a_connection_that_is_cut_in_the_middle_of_a_frame_costs_nothing(
     publisher.publish_numbered(100, 900)
     assert reader.receive_until(999) == list(range(100, 1000))
     assert backbone_of(bus.bus)._publisher.connects > before
+    assert failures_of(bus) == 0
 
 
 def test_a_bus_that_starts_before_its_broker_waits_and_says_so(
@@ -391,6 +400,26 @@ def test_an_exclusive_queue_that_somebody_still_holds_after_a_broken_connection_
     publisher.publish_numbered(0, 10)
     assert reader.receive_until(9) == list(range(10))
     assert "gives up" not in caplog.text
+
+
+def test_what_could_not_be_handed_on_is_not_acknowledged_and_comes_again(
+    zmq_apps: Apps, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones())
+    reader, publisher = connected(zmq_apps, bus)
+    consumer = backbone_of(bus.bus)._consumer
+    delivers = consumer._deliver
+    failures = iter([True])
+
+    def broken(batch: Any) -> None:
+        if next(failures, False):
+            raise MemoryError
+        delivers(batch)
+
+    monkeypatch.setattr(consumer, "_deliver", broken)
+    publisher.publish_numbered(0, 100)
+    assert reader.receive_until(99) == list(range(100))
+    assert consumer.failures == 1
 
 
 def test_a_worker_that_fails_connects_again_and_nothing_is_lost(

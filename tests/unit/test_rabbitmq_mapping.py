@@ -97,10 +97,12 @@ def test_ids_of_two_runs_never_meet() -> None:
 
 def test_as_many_ids_are_remembered_as_said_and_the_oldest_are_forgotten() -> None:
     recent = RecentIds(3)
-    assert [recent.is_new(each) for each in "abcabc"] == [True] * 3 + [False] * 3
-    assert recent.is_new("d")
-    assert not recent.is_new("b")
-    assert recent.is_new("a")
+    for each in "abc":
+        assert each not in recent
+        recent.add(each)
+        assert each in recent
+    recent.add("d")
+    assert [each for each in "abcd" if each in recent] == ["b", "c", "d"]
 
 
 @pytest.mark.parametrize(

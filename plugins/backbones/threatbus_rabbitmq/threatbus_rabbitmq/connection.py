@@ -350,6 +350,7 @@ class BrokerWorker(StoppableWorker):
     def _on_channel_close(self, channel: Any, reason: Any) -> None:
         if not self._connection.is_open:
             # Closed with its connection, which has a reason of its own.
+            self._lose_channel()
             return
         self._reason = _explain(reason)
         code = getattr(reason, "reply_code", 0)

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from threatbus.errors import Rejected
@@ -36,15 +36,15 @@ class RecentIds:
         self._in_order: deque[str] = deque()
         self._known: set[str] = set()
 
-    def is_new(self, message_id: str) -> bool:
-        """Say whether an id is not among the remembered ones, and remember it."""
-        if message_id in self._known:
-            return False
+    def __contains__(self, message_id: str) -> bool:
+        return message_id in self._known
+
+    def add(self, message_id: str) -> None:
+        """Remember an id that is not among the remembered ones."""
         self._known.add(message_id)
         self._in_order.append(message_id)
         if len(self._in_order) > self._limit:
             self._known.discard(self._in_order.popleft())
-        return True
 
 
 class Consumer(BrokerWorker):
@@ -278,23 +278,32 @@ class Consumer(BrokerWorker):
         """Hand on and acknowledge what has come; not while an outq makes everybody wait."""
         if self.channel is None or not self._newest_tag or not self._gate.is_open:
             return
-        fresh = [message for message_id, message in self._batch if self._is_first(message_id)]
+        fresh, new_ids = self._first_copies()
         self._batch.clear()
         self._batch_bytes = 0
         if fresh:
             self._deliver(fresh)
+        # Not before: what could not be handed on comes again, and must not be dropped then.
+        for message_id in new_ids:
+            self._recent.add(message_id)
         self.channel.basic_ack(self._newest_tag, multiple=True)
         self._newest_tag = 0
         own = [message.id for message in fresh if isinstance(message.id, int)]
         if own:
             self._note(last_own_number=own[-1])
 
-    def _is_first(self, message_id: str | None) -> bool:
-        """Say whether a message is handed on for the first time; one without an id always is."""
-        if message_id is None or self._recent.is_new(message_id):
-            return True
-        self.duplicates += 1
-        return False
+    def _first_copies(self) -> tuple[list[Message], Iterable[str]]:
+        """Give what of the batch comes for the first time (without an id: always), and its ids."""
+        fresh: list[Message] = []
+        new_ids: dict[str, None] = {}
+        for message_id, message in self._batch:
+            if message_id is not None:
+                if message_id in new_ids or message_id in self._recent:
+                    self.duplicates += 1
+                    continue
+                new_ids[message_id] = None
+            fresh.append(message)
+        return fresh, new_ids
 
     def _note(self, *, consuming: bool | None = None, last_own_number: int = 0) -> None:
         with self._progress:
