@@ -15,7 +15,7 @@ from helpers.buses import Buses, OpenApp
 from helpers.documents import indicator_bytes, indicator_message, indicators
 from helpers.ports import free_port
 from helpers.services import rabbit_node
-from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
+from helpers.waiting import SCALE, SOON, eventually, finished, in_threads, wait_for
 from rabbit_helpers import APPS, Cluster, Peer, backbone_of, exchange_of, received, subscribed
 from threatbus_rabbitmq.publisher import WINDOW_BYTES
 from zmq_helpers import (
@@ -420,6 +420,40 @@ def test_what_could_not_be_handed_on_is_not_acknowledged_and_comes_again(
     publisher.publish_numbered(0, 100)
     assert reader.receive_until(99) == list(range(100))
     assert consumer.failures == 1
+
+
+def test_while_its_own_queue_is_not_bound_a_bus_publishes_nothing(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, somebody: Peer
+) -> None:
+    bus = start_bus(APPS, cluster.backbones(), drain_timeout=0.2)
+    publisher, consumer = backbone_of(bus)._publisher, backbone_of(bus)._consumer
+    # Somebody else would get the message, so that the broker would not send it back.
+    somebody.bind()
+    consumer.stop()
+    finished(consumer)
+    open_app.inq.put_many(indicators(1))
+    looked = threading.Event()
+    publisher.call(looked.set)
+    wait_for(looked)
+    assert publisher.last_number == 0
+    assert publisher._inq.qsize() == 1
+
+
+def test_a_connection_that_breaks_before_a_planned_handover_stops_no_later_one(
+    zmq_apps: Apps, cluster: Cluster
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones())
+    reader, publisher = connected(zmq_apps, bus)
+    consumer = backbone_of(bus.bus)._consumer
+
+    def break_it() -> None:
+        consumer._flush_planned = True
+        consumer.hang_up()
+
+    consumer.call(break_it)
+    eventually(lambda: consumer.connects == 2)
+    publisher.publish_numbered(0, 1)
+    assert reader.receive_until(0) == [0]
 
 
 def test_a_worker_that_fails_connects_again_and_nothing_is_lost(
