@@ -9,9 +9,15 @@ from typing import Any
 import pika
 import pika.exceptions
 import pytest
+from helpers.buses import OpenApp
 from helpers.waiting import SOON, eventually
 
+import threatbus
 from testbed.rabbit import RabbitNode
+from threatbus.queues import MessageQueue
+
+#: The apps of a bus that a test takes part in itself.
+APPS = {"open": None}
 
 
 class Cluster:
@@ -87,6 +93,16 @@ class Peer:
         if self._connection.is_open:
             self._connection.close()
 
+    def holds(self, queue: str) -> bool:
+        """Make a queue that nobody else may use, unless somebody else has it."""
+        if not self.channel.is_open:
+            self.channel = self._connection.channel()
+        try:
+            self.channel.queue_declare(queue, exclusive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            return False
+        return True
+
 
 class OldNode(Peer):
     """A node of 2022.5.16: a non-durable exchange, bare bodies, no properties."""
@@ -95,6 +111,31 @@ class OldNode(Peer):
         super().__init__(cluster)
         self.declare(durable=False)
         self.bind()
+
+
+def received(outq: MessageQueue, count: int) -> list[bytes]:
+    """Wait for messages in an outq."""
+    found: list[bytes] = []
+
+    def complete() -> bool:
+        found.extend(message.data for message in outq.get_many(count))
+        return len(found) >= count
+
+    eventually(complete, what=f"{count} messages in {outq.name}")
+    return found
+
+
+def subscribed(app: OpenApp, topic: str = "stix2") -> MessageQueue:
+    """Give an outq that is subscribed."""
+    outq = app.services.outq("reader")
+    app.subscribe(topic, outq)
+    return outq
+
+
+def backbone_of(bus: threatbus.ThreatBus) -> Any:
+    """Give the plugin's inside, to look at what nobody outside can see."""
+    (plugin,) = [each for each in bus._backbones if each.name == "rabbitmq"]
+    return plugin._manager.get_plugin("rabbitmq")
 
 
 def exchange_of(request: pytest.FixtureRequest) -> str:

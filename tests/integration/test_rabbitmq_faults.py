@@ -11,12 +11,32 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers.documents import indicators
+from helpers.buses import Buses, OpenApp
+from helpers.documents import indicator_bytes, indicator_message, indicators
 from helpers.services import rabbit_node
-from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
+from helpers.waiting import SCALE, SOON, eventually, finished, in_threads, wait_for
+from threatbus_rabbitmq.publisher import WINDOW_BYTES
 
-from integration.rabbit_helpers import Cluster, exchange_of
-from integration.zmq_helpers import App, Apps, Proxy, ZmqBus, numbered, proxy, rss_bytes
+from integration.rabbit_helpers import (
+    APPS,
+    Cluster,
+    Peer,
+    backbone_of,
+    exchange_of,
+    received,
+    subscribed,
+)
+from integration.zmq_helpers import (
+    App,
+    Apps,
+    Proxy,
+    ZmqBus,
+    connections_to,
+    number_of,
+    numbered,
+    proxy,
+    rss_bytes,
+)
 from testbed.ports import free_port
 from testbed.rabbit import RabbitNode
 from threatbus.errors import Overflow
@@ -57,10 +77,12 @@ def cluster(mortal: RabbitNode, request: pytest.FixtureRequest) -> Cluster:
     return Cluster(mortal, exchange_of(request))
 
 
-def backbone_of(bus: ZmqBus) -> Any:
-    """The plugin's inside, to look at what nobody outside can see."""
-    (plugin,) = bus.bus._backbones
-    return plugin._manager.get_plugin("rabbitmq")
+@pytest.fixture
+def somebody(cluster: Cluster) -> Iterator[Peer]:
+    """Somebody who has no queue."""
+    made = Peer(cluster)
+    yield made
+    made.close()
 
 
 class Stream(threading.Thread):
@@ -91,6 +113,12 @@ def connected(zmq_apps: Apps, bus: ZmqBus) -> tuple[App, App]:
     return reader, zmq_apps.app(bus)
 
 
+def failures_of(bus: ZmqBus) -> int:
+    """How often the workers have raised: a broken connection is no failure."""
+    backbone = backbone_of(bus.bus)
+    return int(backbone._publisher.failures + backbone._consumer.failures)
+
+
 def test_a_broker_that_is_killed_in_mid_stream_costs_no_message_and_doubles_none(
     zmq_apps: Apps, cluster: Cluster, mortal: RabbitNode
 ) -> None:
@@ -107,14 +135,15 @@ def test_a_broker_that_is_killed_in_mid_stream_costs_no_message_and_doubles_none
     mortal.start()
     ready = time.monotonic()
     # What was confirmed before the kill may be with the reader already; the next is not.
-    before = backbone_of(bus)._publisher.confirmed
+    before = backbone_of(bus.bus)._publisher.confirmed
     eventually(
-        lambda: backbone_of(bus)._publisher.confirmed > before, what="the broker confirms again"
+        lambda: backbone_of(bus.bus)._publisher.confirmed > before, what="the broker confirms again"
     )
     assert time.monotonic() - ready < RESUME_SECS
     finished(stream, 3 * SOON)
     assert reader.receive_until(count - 1) == list(range(count))
     assert elsewhere.receive_until(count - 1) == list(range(count))
+    assert failures_of(bus) == failures_of(other) == 0
 
 
 def test_a_broker_that_refuses_connections_for_a_while_costs_nothing(
@@ -144,11 +173,12 @@ def test_a_connection_that_is_cut_in_the_middle_of_a_frame_costs_nothing(
     reader, publisher = connected(zmq_apps, bus)
     publisher.publish_numbered(0, 100)
     assert reader.receive_until(99) == list(range(100))
-    before = backbone_of(bus)._publisher.connects
+    before = backbone_of(bus.bus)._publisher.connects
     way.cut_after(place)
     publisher.publish_numbered(100, 900)
     assert reader.receive_until(999) == list(range(100, 1000))
-    assert backbone_of(bus)._publisher.connects > before
+    assert backbone_of(bus.bus)._publisher.connects > before
+    assert failures_of(bus) == 0
 
 
 def test_a_bus_that_starts_before_its_broker_waits_and_says_so(
@@ -238,8 +268,27 @@ def test_a_broker_that_hangs_does_not_hold_up_the_end(
         began = time.monotonic()
         bus.bus.stop()
         assert time.monotonic() - began < 0.5 + SOON / 2
+        assert connections_to(mortal.port) == 0
     finally:
         mortal.signal(signal.SIGCONT)
+
+
+def test_what_others_send_while_a_bus_stops_waits_for_its_next_start(
+    zmq_apps: Apps, cluster: Cluster
+) -> None:
+    here, there = (zmq_apps.bus(backbones=cluster.backbones(node)) for node in (1, 2))
+    reader, _ = connected(zmq_apps, here)
+    stream = Stream(zmq_apps.app(there), 900)
+    stream.start()
+    stream.has_sent(500)
+    here.bus.stop()
+    stream.has_sent(600)
+    finished(stream, 3 * SOON)
+    there.accepted(900)
+    before = [number_of(frame) for frame in reader.receive_rest()]
+    again = zmq_apps.bus(backbones=cluster.backbones(1))
+    back, _ = connected(zmq_apps, again)
+    assert before + back.receive_until(899) == list(range(900))
 
 
 def test_a_queue_that_is_deleted_is_made_anew(
@@ -247,11 +296,168 @@ def test_a_queue_that_is_deleted_is_made_anew(
 ) -> None:
     bus = zmq_apps.bus(backbones=cluster.backbones(1))
     reader, publisher = connected(zmq_apps, bus)
-    before = backbone_of(bus)._consumer.connects
+    before = backbone_of(bus.bus)._consumer.connects
     mortal.control("delete_queue", cluster.queue(1))
-    eventually(lambda: backbone_of(bus)._consumer.connects > before)
+    eventually(lambda: backbone_of(bus.bus)._consumer.connects > before)
     publisher.publish_numbered(0, 10)
     assert reader.receive_until(9) == list(range(10))
+
+
+def test_an_exchange_that_is_deleted_is_made_anew_and_no_message_is_lost(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, somebody: Peer
+) -> None:
+    start_bus(APPS, cluster.backbones())
+    outq = subscribed(open_app)
+    somebody.channel.exchange_delete(cluster.exchange)
+    batch = indicators(10)
+    open_app.inq.put_many(batch)
+    assert received(outq, 10) == [message.data for message in batch]
+
+
+def test_a_bus_whose_queue_is_not_bound_any_more_binds_it_before_it_publishes_on(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, somebody: Peer
+) -> None:
+    start_bus(APPS, cluster.backbones(1))
+    outq = subscribed(open_app)
+    somebody.channel.queue_unbind(cluster.queue(1), cluster.exchange)
+    batch = indicators(10)
+    open_app.inq.put_many(batch)
+    assert received(outq, 10) == [message.data for message in batch]
+
+
+def test_a_bus_that_publishes_nothing_binds_its_queue_again_as_well(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, somebody: Peer
+) -> None:
+    start_bus(APPS, cluster.backbones(heartbeat=1))
+    outq = subscribed(open_app)
+    somebody.channel.exchange_delete(cluster.exchange)
+    somebody.declare(durable=True)
+
+    def arrives() -> bool:
+        somebody.publish(indicator_bytes())
+        return bool(outq.get_many(1))
+
+    eventually(arrives)
+
+
+def test_a_message_that_is_too_large_for_the_broker_holds_nothing_up(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, mortal: RabbitNode
+) -> None:
+    limit = mortal.control("eval", "application:get_env(rabbit, max_message_size).")
+    mortal.control("eval", "application:set_env(rabbit, max_message_size, 100000).")
+    try:
+        bus = start_bus(APPS, cluster.backbones())
+        outq = subscribed(open_app)
+        large = indicator_message(description="x" * 100_000)
+        batch = [*indicators(5), large, *indicators(5)]
+        open_app.inq.put_many(batch)
+        assert received(outq, 10) == [each.data for each in batch if each is not large]
+        assert bus.rejects.counts == {("rabbitmq", "larger than RabbitMQ's max_message_size"): 1}
+    finally:
+        mortal.control("eval", f"application:set_env(rabbit, max_message_size, {limit[4:-2]}).")
+
+
+def test_large_messages_that_the_broker_does_not_take_wait_in_inq(
+    ways: Ways, start_bus: Buses, open_app: OpenApp, cluster: Cluster
+) -> None:
+    way = ways.open()
+    bus = start_bus(APPS, cluster.backbones(port=way.port), drain_timeout=0.2)
+    publisher = backbone_of(bus)._publisher
+    way.freeze()
+    size = 1_000_000
+    for _ in range(60):
+        open_app.inq.put_many([indicator_message(description="x" * size)])
+    eventually(lambda: publisher._unconfirmed_bytes >= WINDOW_BYTES)
+    assert publisher._unconfirmed_bytes < WINDOW_BYTES + 2**20 + 2 * size
+    assert publisher._inq.stats().bytes > 40 * size
+
+
+def test_a_channel_that_the_broker_closes_over_an_acknowledgement_is_opened_again(
+    zmq_apps: Apps, cluster: Cluster
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones())
+    reader, publisher = connected(zmq_apps, bus)
+    consumer = backbone_of(bus.bus)._consumer
+    # The broker says PRECONDITION_FAILED, as when an acknowledgement takes longer than it allows.
+    consumer.call(lambda: consumer.channel.basic_ack(99_999))
+    eventually(lambda: consumer.connects == 2)
+    publisher.publish_numbered(0, 10)
+    assert reader.receive_until(9) == list(range(10))
+
+
+def test_an_exclusive_queue_that_somebody_still_holds_after_a_broken_connection_is_waited_for(
+    ways: Ways, zmq_apps: Apps, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    way = ways.open()
+    section = cluster.backbones(1, port=way.port, queue={"exclusive": True})
+    bus = zmq_apps.bus(backbones=section)
+    reader, publisher = connected(zmq_apps, bus)
+    way.close()
+    # As the broker does for a connection of whose end it has not heard yet.
+    holder = Peer(cluster)
+    eventually(lambda: holder.holds(cluster.queue(1)))
+    ways.open(way.port)
+    before = backbone_of(bus.bus)._consumer.connects
+    eventually(lambda: backbone_of(bus.bus)._consumer.connects > before)
+    holder.close()
+    eventually(lambda: backbone_of(bus.bus)._publisher._permitted)
+    publisher.publish_numbered(0, 10)
+    assert reader.receive_until(9) == list(range(10))
+    assert "gives up" not in caplog.text
+
+
+def test_what_could_not_be_handed_on_is_not_acknowledged_and_comes_again(
+    zmq_apps: Apps, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones())
+    reader, publisher = connected(zmq_apps, bus)
+    consumer = backbone_of(bus.bus)._consumer
+    delivers = consumer._deliver
+    failures = iter([True])
+
+    def broken(batch: Any) -> None:
+        if next(failures, False):
+            raise MemoryError
+        delivers(batch)
+
+    monkeypatch.setattr(consumer, "_deliver", broken)
+    publisher.publish_numbered(0, 100)
+    assert reader.receive_until(99) == list(range(100))
+    assert consumer.failures == 1
+
+
+def test_while_its_own_queue_is_not_bound_a_bus_publishes_nothing(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, somebody: Peer
+) -> None:
+    bus = start_bus(APPS, cluster.backbones(), drain_timeout=0.2)
+    publisher, consumer = backbone_of(bus)._publisher, backbone_of(bus)._consumer
+    # Somebody else would get the message, so that the broker would not send it back.
+    somebody.bind()
+    consumer.stop()
+    finished(consumer)
+    open_app.inq.put_many(indicators(1))
+    looked = threading.Event()
+    publisher.call(looked.set)
+    wait_for(looked)
+    assert publisher.last_number == 0
+    assert publisher._inq.qsize() == 1
+
+
+def test_a_connection_that_breaks_before_a_planned_handover_stops_no_later_one(
+    zmq_apps: Apps, cluster: Cluster
+) -> None:
+    bus = zmq_apps.bus(backbones=cluster.backbones())
+    reader, publisher = connected(zmq_apps, bus)
+    consumer = backbone_of(bus.bus)._consumer
+
+    def break_it() -> None:
+        consumer._flush_planned = True
+        consumer.hang_up()
+
+    consumer.call(break_it)
+    eventually(lambda: consumer.connects == 2)
+    publisher.publish_numbered(0, 1)
+    assert reader.receive_until(0) == [0]
 
 
 def test_a_worker_that_fails_connects_again_and_nothing_is_lost(
@@ -259,7 +465,7 @@ def test_a_worker_that_fails_connects_again_and_nothing_is_lost(
 ) -> None:
     bus = zmq_apps.bus(backbones=cluster.backbones())
     reader, publisher = connected(zmq_apps, bus)
-    consumer = backbone_of(bus)._consumer
+    consumer = backbone_of(bus.bus)._consumer
     reads = consumer._read
     failures = iter([True, False, True])
 

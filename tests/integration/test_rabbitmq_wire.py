@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pika
 import pika.exceptions
@@ -13,14 +15,23 @@ import pytest
 from helpers.buses import Buses, OpenApp, reject_lines
 from helpers.documents import encode, indicator, indicator_bytes, indicators, sighting_bytes
 from helpers.waiting import eventually
+from threatbus_rabbitmq.connection import BrokerRefusal
 
-from integration.rabbit_helpers import Cluster, OldNode, Peer, exchange_of
+from integration.rabbit_helpers import (
+    APPS,
+    Cluster,
+    OldNode,
+    Peer,
+    backbone_of,
+    exchange_of,
+    received,
+    subscribed,
+)
 from integration.zmq_helpers import Apps
 from testbed.rabbit import RabbitNode
 from threatbus.messages import INDICATOR, SIGHTING
-from threatbus.queues import MessageQueue
 
-APPS = {"open": None}
+Caplog = pytest.LogCaptureFixture
 
 
 @pytest.fixture
@@ -34,23 +45,6 @@ def peer(cluster: Cluster) -> Iterator[Peer]:
     made = Peer(cluster).declare(durable=True).bind()
     yield made
     made.close()
-
-
-def received(outq: MessageQueue, count: int) -> list[bytes]:
-    found: list[bytes] = []
-
-    def complete() -> bool:
-        found.extend(message.data for message in outq.get_many(count))
-        return len(found) >= count
-
-    eventually(complete, what=f"{count} messages in {outq.name}")
-    return found
-
-
-def subscribed(app: OpenApp, topic: str = "stix2") -> MessageQueue:
-    outq = app.services.outq("reader")
-    app.subscribe(topic, outq)
-    return outq
 
 
 # Messages.
@@ -135,6 +129,41 @@ def test_with_the_in_memory_backbone_beside_it_everything_comes_once(
     assert sorted(got) == sorted([*(message.data for message in batch), foreign])
 
 
+class HugeTimeHeader(pika.BasicProperties):
+    """A header with a time that no calendar has."""
+
+    def encode(self) -> list[bytes]:
+        table = b"\x04timeT" + (2**63).to_bytes(8, "big")
+        return [(1 << 13).to_bytes(2, "big"), len(table).to_bytes(4, "big"), table]
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        pika.BasicProperties(message_id=cast("str", b"\xff\xfe")),
+        pika.BasicProperties(message_id=""),
+        pika.BasicProperties(message_id="x" * 255),
+        HugeTimeHeader(),
+    ],
+    ids=["id that is no text", "empty id", "long id", "header that pika cannot decode"],
+)
+def test_a_message_is_taken_whatever_its_properties_are(
+    start_bus: Buses,
+    open_app: OpenApp,
+    cluster: Cluster,
+    peer: Peer,
+    properties: pika.BasicProperties,
+) -> None:
+    start_bus(APPS, cluster.backbones(1))
+    outq = subscribed(open_app)
+    bodies = [indicator_bytes() for _ in range(3)]
+    peer.publish(bodies[0])
+    peer.publish(bodies[1], properties)
+    peer.publish(bodies[2])
+    assert received(outq, 3) == bodies
+    eventually(lambda: cluster.messages(1) == 0, what="nothing comes again and again")
+
+
 # Nodes of the old kind.
 
 
@@ -216,6 +245,35 @@ def test_a_full_outq_that_blocks_holds_the_consumer_up_and_the_broker_keeps_the_
     assert received(outq, 1000) == bodies
 
 
+def test_large_messages_for_a_full_outq_that_blocks_stay_with_the_broker(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, peer: Peer
+) -> None:
+    queues = {"overflow": "block", "outq_messages": 1}
+    bus = start_bus(APPS, cluster.backbones(1), queues=queues)
+    consumer = backbone_of(bus)._consumer
+    outq = subscribed(open_app)
+    bodies = [indicator_bytes(description="x" * 1_000_000) for _ in range(30)]
+    for body in bodies:
+        peer.publish(body)
+    eventually(lambda: consumer.connects == 2)
+    assert consumer._batch_bytes == 0
+    assert received(outq, 30) == bodies
+
+
+def test_messages_that_the_broker_refuses_come_later_and_in_order(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, caplog: Caplog
+) -> None:
+    start_bus(APPS, cluster.backbones(1))
+    full = json.dumps({"max-length": 5, "overflow": "reject-publish"})
+    cluster.broker.control("set_policy", "full", f"^{cluster.queue(1)}$", full)
+    batch = indicators(20)
+    open_app.inq.put_many(batch)
+    # Nobody listens yet, so they stay in the queue.
+    eventually(lambda: "the broker refuses messages" in caplog.text)
+    got = received(subscribed(open_app), 20)
+    assert got == [message.data for message in batch]
+
+
 def test_messages_are_sorted_by_topic(
     start_bus: Buses, open_app: OpenApp, cluster: Cluster, peer: Peer
 ) -> None:
@@ -276,14 +334,53 @@ def test_the_queue_is_as_configured_and_works(
     assert bool(found["exclusive"]) is exclusive
 
 
+def test_two_buses_that_share_a_queue_by_mistake_are_told_so(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, caplog: Caplog
+) -> None:
+    for _ in range(2):
+        start_bus(APPS, cluster.backbones(1, heartbeat=1, hold=0))
+    eventually(lambda: caplog.text.count("every bus needs a queue.name_suffix of its own") == 2)
+
+
+@pytest.mark.parametrize("queue", [{"exclusive": True}, {"durable": False}, {"lazy": True}])
+def test_a_queue_that_rabbitmq_cannot_make_is_said_so_and_leaves_nothing_running(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, queue: dict[str, Any]
+) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(BrokerRefusal, match="cannot be made as the configuration says") as caught:
+        start_bus(APPS, cluster.backbones(1, queue={"type": "quorum", **queue}))
+    assert "is there" not in str(caught.value)
+    assert set(threading.enumerate()) <= before
+
+
 def test_wrong_credentials_are_said_so_without_the_password(
-    start_bus: Buses, open_app: OpenApp, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, caplog: Caplog
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         bus = start_bus(APPS, cluster.backbones(username="nobody", password="sesame-open"))
     assert "refuses username or password" in caplog.text
     assert "sesame-open" not in caplog.text
     assert bus.running
+
+
+def test_a_broker_that_ends_every_connection_is_not_stormed_and_its_reason_is_logged(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, peer: Peer, caplog: Caplog
+) -> None:
+    cluster.broker.control("add_user", "reader", "secret")
+    may_bind_but_not_publish = ("reader", ".*", r"^threatbus\.", ".*")
+    cluster.broker.control("set_permissions", "-p", "/", *may_bind_but_not_publish)
+    section = cluster.backbones(username="reader", password="secret")
+    bus = start_bus(APPS, section, drain_timeout=0.2)
+    publisher = backbone_of(bus)._publisher
+    first, began = publisher.connects, time.monotonic()
+    with caplog.at_level(logging.INFO):
+        open_app.inq.put_many(indicators(1))
+        eventually(lambda: publisher.connects >= first + 5)
+    # The pauses double from 0.1 s and are at least half of that.
+    assert time.monotonic() - began > 0.05 + 0.1 + 0.2 + 0.4 + 0.8
+    said = [each.getMessage() for each in caplog.records if each.levelno > logging.DEBUG]
+    assert sum("ACCESS_REFUSED - access to exchange" in line for line in said) == 1
+    assert sum("publisher is connected to" in line for line in said) <= 1
 
 
 def test_a_vhost_of_its_own_is_used(start_bus: Buses, open_app: OpenApp, cluster: Cluster) -> None:

@@ -207,6 +207,14 @@ class App:
             numbers.append(number_of(self.receive(left)))
         return numbers
 
+    def receive_rest(self) -> list[bytes]:
+        """Give the frames that have arrived, once there are no more."""
+        assert self.sub is not None
+        frames: list[bytes] = []
+        while self.sub.poll(200):
+            frames.append(self.sub.recv())
+        return frames
+
     def receives_nothing(self, for_secs: float = 0.2) -> None:
         """Fail if a frame arrives."""
         assert self.sub is not None
@@ -301,6 +309,13 @@ def rss_bytes() -> int:
 def descriptors() -> int:
     """Give the number of open descriptors of this process."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def connections_to(port: int) -> int:
+    """Give the number of TCP connections to `port` that this process has open."""
+    own = {str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(f":{port:04X}") and f"socket:[{row[9]}]" in own for row in rows)
 
 
 class Proxy:

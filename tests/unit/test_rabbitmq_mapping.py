@@ -15,11 +15,12 @@ from helpers.documents import (
     sighting,
     sighting_message,
 )
-from threatbus_rabbitmq.config import QueueConfig
+from threatbus_rabbitmq.config import QueueConfig, RabbitMQConfig
 from threatbus_rabbitmq.consumer import RecentIds
 from threatbus_rabbitmq.mapping import BodyReader, NodeIds
 
 from threatbus.border import Border
+from threatbus.config import check_section
 from threatbus.data import MessageType
 from threatbus.errors import Rejected
 from threatbus.messages import Message
@@ -96,10 +97,28 @@ def test_ids_of_two_runs_never_meet() -> None:
 
 def test_as_many_ids_are_remembered_as_said_and_the_oldest_are_forgotten() -> None:
     recent = RecentIds(3)
-    assert [recent.is_new(each) for each in "abcabc"] == [True] * 3 + [False] * 3
-    assert recent.is_new("d")
-    assert not recent.is_new("b")
-    assert recent.is_new("a")
+    for each in "abc":
+        assert each not in recent
+        recent.add(each)
+        assert each in recent
+    recent.add("d")
+    assert [each for each in "abcd" if each in recent] == ["b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"queue": {"name_suffix": "é" * 130}}, "the queue's name has 270 bytes, 255 at most"),
+        ({"exchange_name": "é" * 130}, "exchange_name has 260 bytes, 255 at most"),
+        ({"vhost": "x" * 256}, "vhost has 256 bytes, 255 at most"),
+        ({"queue": {"max_items": 2**63}}, "a whole number from 0 to 1000000000000"),
+        ({"queue": {"expires": 1e9}}, "at most ten years"),
+    ],
+)
+def test_what_amqp_has_no_room_for_is_a_config_error(section: dict[str, Any], said: str) -> None:
+    _, errors = check_section(section, RabbitMQConfig, "rabbitmq")
+    assert len(errors) == 1
+    assert said in str(errors[0])
 
 
 def test_a_queue_is_named_after_the_host_unless_told_otherwise() -> None:

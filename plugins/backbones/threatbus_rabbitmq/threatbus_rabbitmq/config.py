@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from threatbus.config import (
     Host,
-    NonNegativeInt,
     Port,
     PositiveInt,
     SecondsOrZero,
@@ -21,10 +20,28 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, description="a 
 Heartbeat = Annotated[
     int, msgspec.Meta(ge=1, le=600, description="a whole number of seconds from 1 to 600")
 ]
+#: RabbitMQ has 63 bits for it.
+Items = Annotated[
+    int, msgspec.Meta(ge=0, le=10**12, description="a whole number from 0 to 1000000000000")
+]
+#: Ten years: RabbitMQ's timers have their limits.
+Expiry = Annotated[
+    float, msgspec.Meta(ge=0, le=315_360_000, description="seconds, 0 or more, at most ten years")
+]
 #: AMQP has two bytes for it.
 Prefetch = Annotated[
     int, msgspec.Meta(ge=1, le=65535, description="a whole number from 1 to 65535")
 ]
+
+
+#: Bytes that AMQP allows for a name.
+_MAX_NAME_BYTES: Final = 255
+
+
+def _check_length(what: str, name: str) -> None:
+    size = len(name.encode())
+    if size > _MAX_NAME_BYTES:
+        raise ValueError(f"{what} has {size} bytes, {_MAX_NAME_BYTES} at most")
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,10 +76,13 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether messages are kept on disk; matters to RabbitMQ before 3.12."""
     type: Literal["classic", "quorum"] = "classic"
     """Quorum queues are replicated in a cluster of brokers."""
-    max_items: NonNegativeInt = 0
+    max_items: Items = 0
     """Messages that the queue holds at most, 0 for no limit; RabbitMQ drops the oldest beyond."""
-    expires: SecondsOrZero = 0.0
+    expires: Expiry = 0.0
     """Seconds without a consumer after which the queue goes, for nodes that never return; 0: no."""
+
+    def __post_init__(self) -> None:
+        _check_length("the queue's name", self.name)
 
     @property
     def name(self) -> str:
@@ -105,10 +125,15 @@ class RabbitMQConfig(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueConfig = QueueConfig()
     tls: TlsConfig = TlsConfig()
     heartbeat: Heartbeat = 10
-    """Seconds after which a broker that does not answer counts as gone."""
+    """Seconds between two signs of life; without any, the broker counts as gone after at most
+    twice this and 10 s."""
     prefetch: Prefetch = 1000
     """Messages that the broker sends ahead of their acknowledgement."""
     confirm_window: PositiveInt = 1000
     """Messages that are published ahead of their confirmation."""
     hold: SecondsOrZero = 60.0
     """Seconds that a node that has just started waits for a first subscriber before it consumes."""
+
+    def __post_init__(self) -> None:
+        _check_length("exchange_name", self.exchange_name)
+        _check_length("vhost", self.vhost)

@@ -6,8 +6,11 @@ pika's exceptions end here: they become log lines, `ConfigError` or `BrokerRefus
 from __future__ import annotations
 
 import logging
+import math
 import ssl
+import struct
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +18,11 @@ from typing import Any, Final
 
 import pika
 import pika.exceptions
+import pika.frame
+import pika.spec
 
 from threatbus.errors import ConfigError, InvalidConfig, ThreatBusError
+from threatbus.logger import RateLimited
 from threatbus.workers import Backoff, StoppableWorker
 from threatbus_rabbitmq.config import RabbitMQConfig, TlsConfig
 
@@ -30,13 +36,19 @@ RECONNECT_CAP_SECS: Final = 2.0
 CONNECT_TIMEOUT_SECS: Final = 5.0
 #: Seconds that the broker has to answer when the connection is closed.
 CLOSE_TIMEOUT_SECS: Final = 1.0
-#: Of attempts that fail one after the other, every so many is logged.
+#: Seconds that a connection has to last for the next attempt to follow at the first delay again.
+STEADY_SECS: Final = 2.0
+#: Of attempts that fail one after the other, the first and every so many is logged.
 LOGGED_ATTEMPTS: Final = 10
 
+# Of an AMQP frame: its type, its channel, the size of what follows; of a header frame, after
+# class and weight: the size of the body.
+_FRAME_START: Final = struct.Struct(">BHL")
+_BODY_SIZE: Final = struct.Struct(">Q")
 # Reply codes of AMQP 0-9-1 that say why a channel was closed.
-_NOT_FOUND: Final = 404
-_RESOURCE_LOCKED: Final = 405
-_PRECONDITION_FAILED: Final = 406
+NOT_FOUND: Final = 404
+RESOURCE_LOCKED: Final = 405
+PRECONDITION_FAILED: Final = 406
 
 
 class BrokerRefusal(ThreatBusError):
@@ -90,6 +102,36 @@ def _tls(tls: TlsConfig, host: str) -> pika.SSLOptions:
     return pika.SSLOptions(context, host)
 
 
+class _Connection(pika.SelectConnection):
+    """A connection that reads every message, and that can be left at once.
+
+    Both need pika's inside: what is private there has tests of its own here.
+    """
+
+    _frame_buffer: bytes
+    _terminate_stream: Callable[[BaseException | None], None]
+
+    def abort(self) -> None:
+        """Close the socket without asking the broker; `on_close_callback` hears of it."""
+        if not self.is_closed:
+            self._terminate_stream(None)
+
+    def _read_frame(self) -> Any:
+        """Give the next frame, a header without its properties if pika cannot decode them.
+
+        A message of which pika could not read the properties would come again and again.
+        """
+        try:
+            return super()._read_frame()  # type: ignore[misc]  # it is not in pika's types
+        except Exception:
+            kind, channel, size = _FRAME_START.unpack_from(self._frame_buffer)
+            if kind != pika.spec.FRAME_HEADER:
+                raise
+            (body_size,) = _BODY_SIZE.unpack_from(self._frame_buffer, _FRAME_START.size + 4)
+            end = _FRAME_START.size + size + 1
+            return end, pika.frame.Header(channel, body_size, pika.BasicProperties())
+
+
 class BrokerWorker(StoppableWorker):
     """Keeps one connection with one channel up. Subclasses say what happens on it.
 
@@ -118,8 +160,12 @@ class BrokerWorker(StoppableWorker):
         self._awaited = True
         # Whether the exchange was asked for and is not there.
         self._exchange_is_missing = False
+        # Of the supervision as well: a worker that fails waits no longer than one that is refused.
         self._backoff = Backoff(FIRST_RECONNECT_SECS, RECONNECT_CAP_SECS)
+        # Attempts since a connection has lasted; when the present one has led to something.
         self._attempts = 0
+        self._succeeded_at = math.inf
+        self._log = RateLimited(logger)
         #: How often the channel has been opened.
         self.connects = 0
 
@@ -133,6 +179,10 @@ class BrokerWorker(StoppableWorker):
         while self._running():
             self._attempts += 1
             self._serve()
+            # One that the broker ends at once, again and again, is an attempt that failed.
+            if time.monotonic() - self._succeeded_at >= STEADY_SECS:
+                self._attempts = 0
+                self._backoff.reset()
             delay = self._backoff.next()
             if self._running():
                 self._say_what_happened(delay)
@@ -146,7 +196,7 @@ class BrokerWorker(StoppableWorker):
 
         Raises `BrokerRefusal` if trying again is of no use. For the thread that starts the worker.
         """
-        self._tried.wait(timeout)
+        self._tried.wait(max(0.0, timeout))
         self._awaited = False
         if self._refusal is not None:
             raise self._refusal
@@ -178,27 +228,32 @@ class BrokerWorker(StoppableWorker):
             # Raised again in run(), where the supervision sees it.
             except Exception as error:  # noqa: BLE001
                 self._failure = self._failure or error
-                self._lose_channel()
                 self.hang_up()
 
         return callback
 
     def succeeded(self) -> None:
         """Note that the attempt has led to what the subclass wants. For ``on_…``."""
-        self._attempts = 0
-        self._backoff.reset()
+        self._succeeded_at = time.monotonic()
         self._tried.set()
 
-    def hang_up(self) -> None:
-        """Close the connection: for good after `stop`, else to open it anew. For ``on_…``."""
+    def hang_up(self, reason: str = "") -> None:
+        """Close the connection: for good after `stop`, else to open it anew. For ``on_…``.
+
+        From here on nothing is handed on, published or acknowledged over it.
+        """
         connection = self._connection
         if connection is None:
             return
+        self._reason = self._reason or reason
+        self._lose_channel()
         if connection.is_open:
             connection.close()
-        # A broker that does not answer, or has not yet, is not waited for.
-        seconds = CLOSE_TIMEOUT_SECS if connection.is_closing else 0
-        connection.ioloop.call_later(seconds, connection.ioloop.stop)
+        if connection.is_closing:
+            # A broker that does not answer is not waited for.
+            connection.ioloop.call_later(CLOSE_TIMEOUT_SECS, connection.abort)
+        else:
+            connection.ioloop.stop()
 
     # What a subclass does.
 
@@ -210,9 +265,13 @@ class BrokerWorker(StoppableWorker):
     def on_lost(self) -> None:
         """Note that the channel is gone, also when it was closed on purpose."""
 
-    def explain_refusal(self, reason: str) -> str:
-        """Say in the operator's words what the broker refuses with `reason`, and the way out."""
-        return reason
+    def on_refused(self, code: int, reason: str) -> str | None:  # noqa: ARG002
+        """Hear why the broker has closed the channel, before `on_lost`.
+
+        Where trying again cannot help, give in the operator's words what is refused and the way
+        out: the worker then ends.
+        """
+        return None
 
     # Inside.
 
@@ -222,21 +281,22 @@ class BrokerWorker(StoppableWorker):
                 logger.error("%s gives up: %s", self.name, self._refusal)
             return
         # A broker that is away is said so, not shouted.
-        level = logging.DEBUG if self._attempts % LOGGED_ATTEMPTS > 1 else logging.WARNING
+        quiet = self._attempts > 1 and self._attempts % LOGGED_ATTEMPTS
+        level = logging.DEBUG if quiet else logging.WARNING
         logger.log(
             level,
             "%s has no connection to %s: %s; attempt %d follows in %.1f s",
             self.name,
             self.address,
-            self._reason,
+            self._reason or "no reason given",
             self._attempts + 1,
             delay,
         )
 
     def _serve(self) -> None:
         """Open a connection and stay in its loop until it is gone."""
-        self._reason, self._failure = "no reason given", None
-        connection = pika.SelectConnection(
+        self._reason, self._failure, self._succeeded_at = "", None, math.inf
+        connection = _Connection(
             self._parameters,
             on_open_callback=self.guarded(self._on_open),
             on_open_error_callback=self._on_end,
@@ -283,27 +343,34 @@ class BrokerWorker(StoppableWorker):
 
     def _on_exchange(self, channel: Any) -> None:
         self._exchange_is_missing = False
+        # That it was missing is no reason for anything that comes.
+        self._reason = ""
         self.channel = channel
         self.connects += 1
-        logger.info("%s is connected to %s", self.name, self.address)
+        self._log.log("connected", logging.INFO, "%s is connected to %s", self.name, self.address)
         self.on_channel()
 
     def _on_channel_close(self, channel: Any, reason: Any) -> None:
+        if not self._connection.is_open:
+            # Closed with its connection, which has a reason of its own.
+            self._lose_channel()
+            return
         self._reason = _explain(reason)
         code = getattr(reason, "reply_code", 0)
-        if self.channel is None and code in (_NOT_FOUND, _PRECONDITION_FAILED):
+        if self.channel is None and code in (NOT_FOUND, PRECONDITION_FAILED):
             # The exchange is not there: make it. Or somebody was faster, in another way: look.
-            self._exchange_is_missing = code == _NOT_FOUND
+            self._exchange_is_missing = code == NOT_FOUND
             self._open_channel()
             return
         if channel is self.channel:
-            self._lose_channel()
-        if code in (_RESOURCE_LOCKED, _PRECONDITION_FAILED):
-            self._refusal = BrokerRefusal(self.explain_refusal(reason.reply_text))
+            refused = self.on_refused(code, reason.reply_text)
+            if refused is not None:
+                self._refusal = BrokerRefusal(refused)
         self.hang_up()
 
     def _on_end(self, connection: Any, reason: Any) -> None:
-        self._reason = _explain(reason)
+        # Whoever hung up had a reason, which is more than pika's "normal shutdown".
+        self._reason = self._reason or _explain(reason)
         connection.ioloop.stop()
 
     def _lose_channel(self) -> None:

@@ -26,6 +26,8 @@ from threatbus.messages import (
 )
 
 APP_ID: Final = "threatbus"
+#: What the reject store calls this door.
+ORIGIN: Final = "rabbitmq"
 _PERSISTENT: Final = 2
 
 
@@ -61,6 +63,12 @@ def properties(message_id: str) -> pika.BasicProperties:
         timestamp=int(time.time()),
         app_id=APP_ID,
     )
+
+
+def wire_id(properties: pika.BasicProperties) -> str | None:
+    """Give the ``message_id`` of a message that was received, None without one that is text."""
+    message_id = properties.message_id
+    return message_id if message_id and isinstance(message_id, str) else None
 
 
 class BodyReader:

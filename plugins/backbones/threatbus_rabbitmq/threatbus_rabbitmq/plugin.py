@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging as std_logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 import threatbus
+from threatbus.errors import ThreatBusError
 from threatbus.messages import INTERNAL_PREFIX
 from threatbus.queues import MessageQueue
 from threatbus.routing import Outlet, TopicTable
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Seconds that the start waits for the first attempt to connect.
 START_SECS = 5.0
+#: Seconds that the consumer has to let go of its queue, at the end of the drain time.
+FINISH_SECS = 0.5
 #: Seconds that a worker has to end, beyond what it gives the broker.
 JOIN_SECS = 2.0
 
@@ -69,7 +73,7 @@ class RabbitMQBackbone:
         section = services.section
         settings = section if isinstance(section, RabbitMQConfig) else RabbitMQConfig()
         ids = NodeIds()
-        self._publisher = Publisher(settings, inq, ids)
+        self._publisher = Publisher(settings, inq, ids, services.rejects)
         self._consumer = Consumer(
             settings,
             BodyReader(services.border),
@@ -79,13 +83,19 @@ class RabbitMQBackbone:
             services.rejects,
             self._publisher.permit,
         )
+        self._publisher.when_unrouted(self._consumer.bind_again)
         inq.when_ready(self._publisher.note_ready)
         if self._has_listener:
             self._consumer.release()
         self._consumer.start()
         self._publisher.start()
-        for worker in (self._consumer, self._publisher):
-            worker.wait_until_tried(START_SECS)
+        deadline = time.monotonic() + START_SECS
+        try:
+            for worker in (self._consumer, self._publisher):
+                worker.wait_until_tried(deadline - time.monotonic())
+        except ThreatBusError:
+            self.stop()
+            raise
 
     @threatbus.backbone
     def subscribe(self, topic: str, q: Outlet) -> None:
@@ -104,11 +114,15 @@ class RabbitMQBackbone:
 
     @threatbus.backbone
     def drain(self, deadline: float) -> int:
-        """Have the broker confirm all of inq, and deliver what of it comes back to this node."""
+        """Have the broker confirm all of inq, and deliver what of it comes back to this node.
+
+        Then nothing more is taken: what other nodes send waits in the queue for the next start.
+        """
         if self._publisher is None or self._consumer is None:
             return 0
         left = self._publisher.drain(deadline)
         self._consumer.wait_for(self._publisher.last_number, deadline)
+        self._consumer.finish(max(deadline, time.monotonic() + FINISH_SECS))
         return left
 
     @threatbus.backbone
