@@ -18,7 +18,7 @@ run: install ## run the bus in the foreground with config.yaml.example
 install: $(VENV)/.installed ## set up .venv with the bus and all its plugins
 
 test: debian-packages $(VENV)/.installed-dev lint ## lint, types and all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(BIN)/ruff check .
