@@ -58,7 +58,7 @@ class Manager:
         self._protocol = Protocol(config.module_namespace)
         self._reader = IndicatorReader(reduce_ip_port=config.reduce_ip_port)
         self._subscriptions: dict[str, Subscription] = {}
-        # Peers, by whether one of the plain subscriptions is known to be theirs.
+        # Peers, each with whether a subscription is known to be its own.
         self._peers: dict[str, bool] = {}
         # Sightings that inq had no room for yet, in order.
         self._pending: deque[Message] = deque()
@@ -129,7 +129,7 @@ class Manager:
 
     def _on_subscribe(self, wish: events.Subscribe) -> None:
         p2p = events.new_p2p_topic(wish.topic)
-        peers = self._unclaimed_peers()
+        peers = self._claim_peers()
         name, outq = self._new_outq("")
         subscription = PlainSubscription(
             p2p,
@@ -149,6 +149,7 @@ class Manager:
     def _on_join(self, wish: events.Join) -> None:
         found = self._subscriptions.get(wish.p2p)
         if found is None:
+            self._claim_peers()
             name, outq = self._new_outq(wish.name)
             found = BatchSubscription(
                 wish.p2p, wish.topic, name, outq, self._clock(), protocol=self._protocol
@@ -194,8 +195,8 @@ class Manager:
             elif isinstance(found, BatchSubscription) and self._transport.keeps_its_peer:
                 found.interrupt()
 
-    def _unclaimed_peers(self) -> set[str]:
-        """Give the peers that a new plain subscription may be of."""
+    def _claim_peers(self) -> set[str]:
+        """Give the peers that a new subscription may be of; if that is only one, it is that."""
         unclaimed = {peer for peer, claimed in self._peers.items() if not claimed}
         if len(unclaimed) == 1:
             self._peers[next(iter(unclaimed))] = True

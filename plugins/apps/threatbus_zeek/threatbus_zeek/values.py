@@ -54,13 +54,17 @@ def text_of(raw: str | bytes) -> str:
 
     Zeek's strings are bytes. A text may hold such bytes as lone surrogates ("surrogateescape").
     """
-    if isinstance(raw, str):
-        try:
-            raw = raw.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            # Half of a surrogate pair, which stands for no byte.
-            raw = raw.encode("utf-8", "backslashreplace")
-    return raw.decode("utf-8", "backslashreplace")
+    return _bytes_of(raw).decode("utf-8", "backslashreplace")
+
+
+def _bytes_of(raw: str | bytes) -> bytes:
+    if isinstance(raw, bytes):
+        return raw
+    try:
+        return raw.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, which stands for no byte.
+        return raw.encode("utf-8", "backslashreplace")
 
 
 def to_json(value: Any) -> Any:

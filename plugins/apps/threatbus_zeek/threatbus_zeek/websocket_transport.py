@@ -227,11 +227,11 @@ class WebSocketTransport:
 
         connection = self._reader.connection if self._reader is not None else None
         if connection is None:
-            raise ConnectionLost(f"there is no connection to {self.url}")
+            raise ConnectionLost("there is no connection")
         try:
             connection.send(wire.encode_event(topic, event))
         except (ConnectionClosed, OSError) as error:
-            raise ConnectionLost(f"the connection to {self.url} is gone: {error}") from error
+            raise ConnectionLost(f"the connection is gone: {error}") from error
 
     def wake(self) -> None:
         """End a wait in `receive`."""
