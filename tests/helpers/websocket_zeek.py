@@ -16,11 +16,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from helpers.waiting import eventually, finished
+from threatbus_zeek.values import Count
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import Server, ServerConnection, serve
 
-from threatbus_zeek.values import Count
+from helpers.waiting import eventually, finished
 
 #: Events of one client that wait to be dealt with; with more, the client is not read from.
 MAX_EVENT_QUEUE_SIZE = 32

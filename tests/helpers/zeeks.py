@@ -16,10 +16,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
+from threatbus_zeek.values import Count
+
 from helpers.services import missing
 from helpers.waiting import eventually, finished
-
-from threatbus_zeek.values import Count
 
 NO_SNAPSHOT = timedelta(0)
 MANAGE = "threatbus/manage"

@@ -60,8 +60,8 @@ _UNITS: Final = {
 }
 _TIMESPAN: Final = re.compile(r"(-?\d+(?:\.\d+)?)(ns|us|ms|s|min|h|d)")
 # Zeek writes numbers that JSON has not as bare words; only outside of a string is one a value.
-_BARE_WORD: Final = re.compile(r'("data"\s*:\s*-?)(inf|nan)(?=\s*[,}])')
-_WORDS: Final = {"inf": "Infinity", "nan": "NaN"}
+_BARE_WORD: Final = re.compile(r'("data"\s*:\s*)(-?inf|-?nan)(?=\s*[,}])')
+_WORDS: Final = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN", "-nan": "NaN"}
 
 
 def encode_topics(topics: Sequence[str]) -> str:
