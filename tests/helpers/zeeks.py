@@ -25,6 +25,9 @@ NO_SNAPSHOT = timedelta(0)
 MANAGE = "threatbus/manage"
 SIGHTINGS = "stix2/sighting"
 
+#: Seconds between two signs of life when nothing else happens.
+HEARTBEAT = 1.0
+
 Publish = Callable[..., None]
 """``publish(topic, name, *args)``: what a script calls to send an event."""
 
@@ -40,6 +43,9 @@ class Script(Protocol):
 
     def handle(self, name: str, args: tuple[Any, ...]) -> None:
         """An event has come."""
+
+    def heartbeat(self) -> None:
+        """Nothing has come for a while."""
 
 
 class OldScript:
@@ -76,6 +82,9 @@ class OldScript:
         elif name == f"{self._namespace}::intel":
             self.intel.append(args[0])
 
+    def heartbeat(self) -> None:
+        """It has none."""
+
     def items(self) -> list[tuple[str, str, str]]:
         """What it was told, as (operation, type, value)."""
         return [(record[4], record[2], record[3]) for record in self.intel]
@@ -104,7 +113,7 @@ class OurScript:
         self.numbers: list[int] = []
         # Indicator -> its items, as they are in the Intel framework.
         self.intel: dict[str, tuple[tuple[str, str], ...]] = {}
-        # Set by a test: batches are taken but not acknowledged.
+        # Set by a test: nothing is said any more, and batches are not acknowledged.
         self.silent = False
 
     def topics(self) -> list[str]:
@@ -113,8 +122,12 @@ class OurScript:
     def begin(self) -> None:
         self.tick()
 
+    def heartbeat(self) -> None:
+        if not self.silent:
+            self.tick()
+
     def tick(self) -> None:
-        """What the script does every few seconds."""
+        """Say where this Zeek stands."""
         if self.joined:
             self._publish(MANAGE, "Tenzir::received", self.p2p, Count(self.last))
         else:
@@ -173,6 +186,8 @@ class BrokerZeek:
         self._selector = selectors.DefaultSelector()
         self._wakeup = os.eventfd(0)
         self._ended = False
+        # How often a connection to the bus has come up.
+        self.begun = 0
         self.script = make_script(self.publish)
         self._listen_to(self.script.topics())
         self._selector.register(self._status.fd(), selectors.EVENT_READ)
@@ -216,9 +231,11 @@ class BrokerZeek:
 
     def _run(self) -> None:
         while not self._ended:
-            self._selector.select()
+            if not self._selector.select(HEARTBEAT):
+                self.script.heartbeat()
             for status in self._status.poll():
                 if status.code() == self._broker.SC.PeerAdded:
+                    self.begun += 1
                     self.script.begin()
             for subscriber in list(self._subscribers.values()):
                 for _, (_, _, event, *_) in subscriber.poll():

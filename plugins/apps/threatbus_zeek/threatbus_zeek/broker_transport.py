@@ -42,8 +42,9 @@ HOW_TO_GET_IT: Final = (
 class BrokerTransport:
     """A listening Broker endpoint.
 
-    Threads of Broker's own do the work on the network; they are no threads of Python. All calls
-    come from the link's thread, but for `wake`.
+    Threads of Broker's own do the work on the network; they are no threads of Python. All calls of
+    Broker come from the link's thread: version 1.4 waits for ever in `shutdown`, and with it all
+    of Python, when another thread than that which made the endpoint calls it.
     """
 
     name: Final = "zeek broker"

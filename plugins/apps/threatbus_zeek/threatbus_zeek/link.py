@@ -19,15 +19,18 @@ logger = logging.getLogger("threatbus.zeek")
 
 #: Seconds in which the thread, when it is not blocked, deals with anything it is asked for.
 PATIENCE_SECS = 1.0
+#: Seconds that closing the transport may take.
+CLOSE_SECS = 2.5
 
 
 class Link(StoppableWorker):
     """One transport with its manager, and the thread that serves them.
 
-    Started by the plugin's `run`. It blocks in the transport's `receive`, which whoever puts
-    into an outq, opens the gate, or calls one of the methods below wakes; and in its `publish`,
-    while the other side does not read, which `end` interrupts. It ends after `end`. Subscriptions
-    survive a failure, after which the supervision calls `run` again.
+    Started by the plugin's `run`. It opens and closes the transport, for some belong to the thread
+    that made them. It blocks in `receive`, which whoever puts into an outq, opens the gate, or
+    calls one of the methods below wakes; and in `publish`, while the other side does not read,
+    which `end` interrupts. It ends after `end`. Transport and subscriptions survive a failure,
+    after which the supervision calls `run` again.
     """
 
     def __init__(
@@ -45,6 +48,9 @@ class Link(StoppableWorker):
         self._inq = inq
         self._clock = clock
         self.manager = Manager(config, services, inq, subscribe, unsubscribe, transport, clock)
+        # Set when the transport is open, or has failed to open, and what it failed with.
+        self._begun = threading.Event()
+        self._failure: Exception | None = None
         # Set by stop_intake(); the loop answers when what had come by then is on inq.
         self._intake_ends = threading.Event()
         self._intake_ended = threading.Event()
@@ -54,10 +60,13 @@ class Link(StoppableWorker):
 
     # Called by the plugin, from other threads than this one.
 
-    def open(self) -> None:
-        """Open the transport; raises `InvalidConfig`."""
-        self._transport.open()
+    def start(self) -> None:
+        """Start the thread, and wait until it has opened the transport; raises what that raised."""
         self._inq.on_writable(self._transport.wake)
+        super().start()
+        self._begun.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def stop_intake(self) -> None:
         """Take no more sightings; on return those that have come are on inq."""
@@ -78,22 +87,38 @@ class Link(StoppableWorker):
         return sum(count for _, count in leftovers)
 
     def end(self) -> None:
-        """End the thread, then the transport."""
+        """End the thread, which closes the transport."""
         self.stop()
         self._transport.wake()
-        if self.is_alive():
-            self.join(PATIENCE_SECS)
+        self.join(PATIENCE_SECS)
         if self.is_alive():
             self._transport.interrupt()
-            self.join(PATIENCE_SECS)
-        self._transport.close()
+            self.join(CLOSE_SECS)
 
-    # The loop.
+    # The thread.
 
     def run(self) -> None:
-        """Serve until stopped."""
-        while self._running():
-            self._turn(self._timeout())
+        """Open the transport, serve it until stopped, close it."""
+        if not self._begun.is_set() and not self._open():
+            return
+        try:
+            while self._running():
+                self._turn(self._timeout())
+        finally:
+            if not self._running():
+                self._transport.close()
+
+    def _open(self) -> bool:
+        """Open the transport, and let `start` know; say whether it is open."""
+        try:
+            self._transport.open()
+            return True
+        # Whatever it is, whoever starts this thread is to have it.
+        except Exception as error:  # noqa: BLE001 (raised by start)
+            self._failure = error
+            return False
+        finally:
+            self._begun.set()
 
     def _turn(self, timeout: float | None) -> None:
         for incoming in self._transport.receive(timeout, reading=self.manager.reading):

@@ -128,6 +128,14 @@ class Manager:
         self._pending.append(Message(self._services.border.topic_of(document), document))
 
     def _on_subscribe(self, wish: events.Subscribe) -> None:
+        now = self._clock()
+        for found in self._plain():
+            if found.is_meant_by(wish.topic, now):
+                # Its topic and what waits for it stay; only the snapshot it wants is new.
+                found.begin_again(now)
+                self._subscribe(found.topic, found.outq, wish.snapshot)
+                self._acknowledge(found)
+                return
         p2p = events.new_p2p_topic(wish.topic)
         peers = self._claim_peers()
         name, outq = self._new_outq("")
@@ -136,15 +144,18 @@ class Manager:
             wish.topic,
             name,
             outq,
-            self._clock(),
+            now,
             protocol=self._protocol,
             capacity=self._config.max_indicators,
             peers=peers,
         )
-        self._replace_inherited(wish.topic)
-        self._register(subscription, wish)
         # Registered first: from the moment Zeek knows of it nothing is missed.
-        self._transport.publish(events.MANAGE_TOPIC, self._protocol.acknowledged(p2p))
+        self._register(subscription, wish)
+        self._acknowledge(subscription)
+
+    def _acknowledge(self, subscription: Subscription) -> None:
+        event = self._protocol.acknowledged(subscription.p2p)
+        self._transport.publish(events.MANAGE_TOPIC, event)
 
     def _on_join(self, wish: events.Join) -> None:
         found = self._subscriptions.get(wish.p2p)
@@ -178,22 +189,25 @@ class Manager:
     # Peers. Broker does not say which of them an event is from.
 
     def _peer_added(self, peer: str) -> None:
+        now = self._clock()
         self._peers[peer] = False
-        if not self._transport.keeps_its_peer:
-            return
         for found in self._plain():
-            if not found.peers:
-                found.peers.add(peer)
-                found.is_inherited = True
+            is_it = self._transport.keeps_its_peer and not found.peers
+            if is_it or found.has_lost(peer):
+                found.find_again(peer, now)
+                self._peers[peer] = True
 
     def _peer_lost(self, peer: str) -> None:
         self._peers.pop(peer, None)
         for found in self._subscriptions.values():
-            if isinstance(found, PlainSubscription) and peer in found.peers:
-                found.peers.discard(peer)
-                found.last_sign = self._clock()
-            elif isinstance(found, BatchSubscription) and self._transport.keeps_its_peer:
+            if isinstance(found, PlainSubscription):
+                found.lose(peer, self._clock())
+            elif not isinstance(found, BatchSubscription):
+                continue
+            elif self._transport.keeps_its_peer:
                 found.interrupt()
+            else:
+                found.doubt()
 
     def _claim_peers(self) -> set[str]:
         """Give the peers that a new subscription may be of; if that is only one, it is that."""
@@ -201,13 +215,6 @@ class Manager:
         if len(unclaimed) == 1:
             self._peers[next(iter(unclaimed))] = True
         return unclaimed or set(self._peers)
-
-    def _replace_inherited(self, topic: str) -> None:
-        """End a subscription from before a break: who had it was restarted and asks anew."""
-        for found in self._plain():
-            if found.is_inherited and found.topic == topic:
-                self._end(found.p2p, "a new one has come in its place")
-                return
 
     def _plain(self) -> list[PlainSubscription]:
         found = self._subscriptions.values()
@@ -266,7 +273,7 @@ class Manager:
             subscription.add(self._changes(batch), now)
         while subscription.outbox:
             self._transport.publish(subscription.p2p, subscription.outbox[0])
-            subscription.outbox.popleft()
+            subscription.published(subscription.outbox.popleft(), now)
 
     def _changes(self, batch: Sequence[Message]) -> list[Change]:
         """Read indicators; other messages of the bus's are nothing to Zeek."""

@@ -48,16 +48,14 @@ class ZeekPlugin:
             link = Link(
                 settings, services, inq, subscribe_callback, unsubscribe_callback, transport
             )
-            self._links.append(link)
             try:
-                link.open()
+                link.start()
+                self._links.append(link)
             except InvalidConfig as error:
                 errors.extend(error.errors)
         if errors:
             self.stop()
             raise InvalidConfig(errors)
-        for link in self._links:
-            link.start()
 
     @threatbus.app
     def stop_intake(self) -> None:

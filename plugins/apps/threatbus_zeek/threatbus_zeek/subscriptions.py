@@ -5,9 +5,10 @@ Both kinds turn changes into events in `outbox`, which the manager publishes in 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from threatbus.queues import MessageQueue
@@ -20,6 +21,12 @@ from threatbus_zeek.values import Event
 #: subscribes to its topic when it gets the acknowledgement, and what Broker publishes before it
 #: knows of that is lost; when it does know, the old script does not say.
 SETTLE_SECS: Final = 1.0
+#: Seconds in which the script of 2022.5.16 asks again after its connection was broken.
+EXPECTED_SECS: Final = 10.0
+#: Events that are remembered for the script of 2022.5.16, and seconds before the end of a
+#: connection from which they are sent again when it is back: nobody knows which of them arrived.
+RECENT: Final = 1000
+RECENT_SECS: Final = 5.0
 #: Messages that are turned into events at once.
 BATCH: Final = 100
 #: Batches that may be on their way to a Zeek with our script; Zeek's own queue holds 32 events.
@@ -54,6 +61,9 @@ class Subscription:
         """Put what `changes` mean for Zeek into the outbox."""
         raise NotImplementedError
 
+    def published(self, event: Event, now: float) -> None:
+        """Note that an event of the outbox was handed over."""
+
 
 class PlainSubscription(Subscription):
     """A Zeek with the script of 2022.5.16: an event per item, and nothing comes back.
@@ -77,19 +87,57 @@ class PlainSubscription(Subscription):
         self._protocol = protocol
         self.ledger = Ledger(capacity)
         self.peers = peers
-        # Whether it was there before the connection broke, and may not have come back.
-        self.is_inherited = False
+        # What was handed over last, and when.
+        self._recent: deque[tuple[float, Event]] = deque(maxlen=RECENT)
+        # Peers that went, and may come back under the same name.
+        self._gone: set[str] = set()
+        # Monotonic time until which a wish for the same topic is taken to be from this Zeek, which
+        # has connected again and does not know that its subscription still stands.
+        self._expected_until = now
         self.opens_at = now + SETTLE_SECS
 
     def wants_more(self, now: float) -> bool:
         """Say whether the acknowledgement has had its time, and somebody is there."""
         return bool(self.peers) and now >= self.opens_at and not self.outbox
 
+    def lose(self, peer: str, now: float) -> None:
+        """Note that a peer has gone, if it may be this Zeek."""
+        if peer in self.peers:
+            self.peers.discard(peer)
+            self._gone.add(peer)
+            self.last_sign = now
+
+    def has_lost(self, peer: str) -> bool:
+        """Say whether this may be a Zeek that has gone under this name."""
+        return peer in self._gone
+
+    def find_again(self, peer: str, now: float) -> None:
+        """Note that this Zeek is probably back; it gets again what was on its way to it."""
+        self._gone.discard(peer)
+        self.peers.add(peer)
+        lost = [event for when, event in self._recent if when > self.last_sign - RECENT_SECS]
+        self._recent.clear()
+        self.outbox.extendleft(reversed(lost))
+        self._expected_until = now + EXPECTED_SECS
+
+    def is_meant_by(self, topic: str, now: float) -> bool:
+        """Say whether a wish for `topic` is probably from this Zeek, which has it already."""
+        return topic == self.topic and now < self._expected_until
+
+    def begin_again(self, now: float) -> None:
+        """Go on as if subscribed just now: this Zeek may have been started anew."""
+        self._expected_until = now
+        self.opens_at = now + SETTLE_SECS
+
     def add(self, changes: Sequence[Change], now: float) -> None:  # noqa: ARG002
         """Put an event per item into the outbox."""
         for change in changes:
             for kind, indicator, item in self.ledger.apply(change):
                 self.outbox.append(self._protocol.intel(kind, change.time, indicator, item))
+
+    def published(self, event: Event, now: float) -> None:
+        """Remember an event for the case that the connection breaks."""
+        self._recent.append((now, event))
 
 
 @dataclass(frozen=True)
@@ -149,12 +197,16 @@ class BatchSubscription(Subscription):
             self._send_again(now)
         self.is_open = True
 
+    def doubt(self) -> None:
+        """Send again what is on its way, unless the next sign of life says that it has come."""
+        self._sent = deque(replace(each, sent_at=-math.inf) for each in self._sent)
+
     def interrupt(self) -> None:
         """Send nothing until Zeek says again that it is there."""
         self.is_open = False
         self.outbox.clear()
 
     def _send_again(self, now: float) -> None:
-        self._sent = deque(_Sent(each.number, each.event, each.changes, now) for each in self._sent)
+        self._sent = deque(replace(each, sent_at=now) for each in self._sent)
         self.outbox.clear()
         self.outbox.extend(each.event for each in self._sent)

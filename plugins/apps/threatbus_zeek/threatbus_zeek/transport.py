@@ -44,7 +44,11 @@ Incoming = PeerAdded | PeerLost | Arrived | Garbled
 
 
 class Transport(Protocol):
-    """A way to Zeek. Belongs to the thread of its link, except for `wake` and `interrupt`."""
+    """A way to Zeek.
+
+    Belongs to the thread of its link from `open` to `close`, except for `wake` and `interrupt`,
+    which any thread may call at any time.
+    """
 
     @property
     def name(self) -> str:
