@@ -45,7 +45,7 @@ def typed(value: Any) -> dict[str, Any]:
             text = value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
             return {"@data-type": "timestamp", "data": text}
         case timedelta():
-            return {"@data-type": "timespan", "data": f"{value.total_seconds():g}s"}
+            return {"@data-type": "timespan", "data": f"{round(value.total_seconds() * 1000)}ms"}
         case tuple() | list():
             return {"@data-type": "vector", "data": [typed(each) for each in value]}
         case dict():
@@ -148,7 +148,8 @@ class WebSocketZeek:
     def drop(self) -> None:
         """Break all connections without a word."""
         for client in list(self.clients):
-            client.connection.socket.shutdown(2)
+            with contextlib.suppress(OSError):
+                client.connection.socket.shutdown(2)
 
     def close(self) -> None:
         """Stop listening, and break all connections."""
