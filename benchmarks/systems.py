@@ -122,8 +122,13 @@ def wait_until_up(endpoint: str) -> float:
 
 
 @contextmanager
-def bus(subscribers: int, *, queues: str = "{}", zmq_keys: str = "") -> Iterator[System]:
-    """Run the bus as a user would, with `subscribers` subscriptions to everything."""
+def bus(
+    subscribers: int, *, queues: str = "{}", zmq_keys: str = "", zeek_keys: str = ""
+) -> Iterator[System]:
+    """Run the bus as a user would, with `subscribers` subscriptions to everything.
+
+    With `zeek_keys` (a section in YAML) it has an endpoint for Zeek, too.
+    """
     manage, pub, sub = free_ports(3)
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory, "config.yaml")
@@ -133,7 +138,8 @@ def bus(subscribers: int, *, queues: str = "{}", zmq_keys: str = "") -> Iterator
             f"queues: {queues}\n"
             "plugins:\n"
             "  backbones: {inmem: }\n"
-            f"  apps: {{zmq: {{manage: {manage}, pub: {pub}, sub: {sub}{zmq_keys}}}}}\n"
+            f"  apps: {{zmq: {{manage: {manage}, pub: {pub}, sub: {sub}{zmq_keys}}}"
+            f"{', zeek: ' + zeek_keys if zeek_keys else ''}}}\n"
         )
         command = [str(Path(sys.executable).with_name("threatbus")), "-c", str(config)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
