@@ -26,7 +26,7 @@ MANAGE = "threatbus/manage"
 SIGHTINGS = "stix2/sighting"
 
 #: Seconds between two signs of life when nothing else happens.
-HEARTBEAT = 1.0
+HEARTBEAT = 0.3
 
 Publish = Callable[..., None]
 """``publish(topic, name, *args)``: what a script calls to send an event."""

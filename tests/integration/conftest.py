@@ -43,4 +43,6 @@ def zeeks(start_bus: Buses, open_app: OpenApp, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("threatbus_zeek.subscriptions.SETTLE_SECS", 0.2)
     found = Zeeks(start_bus, open_app)
     yield found
+    # Nothing is to be delivered any more.
+    monkeypatch.setattr("threatbus_zeek.broker_transport.LINGER_SECS", 0.0)
     found.close()

@@ -29,10 +29,11 @@ TOPICS: Final = (MANAGE_TOPIC, SIGHTING_TOPIC)
 #: Random lower-case letters that the bus appends to a topic to make a point-to-point topic.
 P2P_LETTERS: Final = 10
 MAX_TOPIC_LENGTH: Final = 1024
+MAX_SUFFIX_LENGTH: Final = 64
 MAX_NAME_LENGTH: Final = 100
 MAX_SNAPSHOT_DAYS: Final = 36_500
 
-_is_suffix: Final = re.compile(r"[A-Za-z0-9_-]{10,64}").fullmatch
+_is_suffix: Final = re.compile(rf"[A-Za-z0-9_-]{{10,{MAX_SUFFIX_LENGTH}}}").fullmatch
 #: Events of the bus's own, which Broker and other buses may let it hear.
 _OURS: Final = frozenset(
     {"subscription_acknowledged", "joined", "not_joined", "intel", "intel_batch"}
@@ -192,11 +193,11 @@ def _join(p2p: Any, topic: Any, snapshot: Any, name: Any) -> Join:
 def _received(p2p: Any, number: Any) -> Received:
     if isinstance(number, bool):
         raise TypeError
-    return Received(_typed(p2p, str), _typed(number, int))
+    return Received(_p2p(p2p), _typed(number, int))
 
 
 def _unsubscribe(p2p: Any) -> Unsubscribe:
-    return Unsubscribe(_typed(p2p, str))
+    return Unsubscribe(_p2p(p2p))
 
 
 def _sighting(time: Any, intel_id: Any, context: Any) -> Sighting:
@@ -207,6 +208,13 @@ def _typed(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError
     return text_of(value) if kind is str else value
+
+
+def _p2p(topic: Any) -> str:
+    topic = _typed(topic, str)
+    if len(topic) > MAX_TOPIC_LENGTH + MAX_SUFFIX_LENGTH:
+        raise BadEvent("a topic of more characters than any subscription has")
+    return str(topic)
 
 
 def _topic(topic: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
 
@@ -26,6 +28,9 @@ logger = logging.getLogger("threatbus.zeek")
 
 #: Sightings that wait while the bus is full; with more, nothing is read from Zeek any more.
 MAX_PENDING: Final = 10_000
+#: Seconds that a wish waits for its peer to be added, and wishes that wait at once.
+EARLY_SECS: Final = 0.5
+MAX_EARLY: Final = 100
 #: Seconds between two looks for subscriptions of Zeeks that have gone.
 HOUSEKEEPING_SECS: Final = 1.0
 #: Seconds without a sign of a Zeek after which it is not waited for at the end.
@@ -60,6 +65,8 @@ class Manager:
         self._subscriptions: dict[str, Subscription] = {}
         # Peers, each with whether a subscription is known to be its own.
         self._peers: dict[str, bool] = {}
+        # Wishes of Zeeks that may be about to be added, each with when it is dealt with anyway.
+        self._early: deque[tuple[float, events.Subscribe | events.Join]] = deque()
         # Sightings that inq had no room for yet, in order.
         self._pending: deque[Message] = deque()
         self._takes_sightings = True
@@ -100,21 +107,26 @@ class Manager:
             self._rejects.add(self._transport.name, reason, _shown(incoming))
 
     def _take_message(self, message: Arrived) -> None:
-        try:
+        with self._refusing(message):
             request = self._protocol.read(events.unpack(message.value))
             match request:
                 case events.Sighting():
                     self._on_sighting(request)
-                case events.Subscribe():
-                    self._on_subscribe(request)
-                case events.Join():
-                    self._on_join(request)
+                case events.Subscribe() | events.Join():
+                    if not self._comes_early(request):
+                        self._on_wish(request)
                 case events.Received():
                     self._on_received(request)
                 case events.Unsubscribe():
                     self._on_unsubscribe(request)
+
+    @contextmanager
+    def _refusing(self, cause: object) -> Iterator[None]:
+        """Reject `cause` if it is wrong, and log what cannot be done about it."""
+        try:
+            yield
         except (BadEvent, Rejected) as error:
-            self._rejects.add(self._transport.name, str(error), _shown(message))
+            self._rejects.add(self._transport.name, str(error), _shown(cause))
         except Overflow as error:
             self._log.log("overflow", logging.WARNING, "%s: %s", self._transport.name, error)
         except ConnectionLost as error:
@@ -126,6 +138,12 @@ class Manager:
             raise Overflow("the bus is stopping and takes no more sightings")
         document = sighting_document(sighting, _now())
         self._pending.append(Message(self._services.border.topic_of(document), document))
+
+    def _on_wish(self, wish: events.Subscribe | events.Join) -> None:
+        if isinstance(wish, events.Join):
+            self._on_join(wish)
+        else:
+            self._on_subscribe(wish)
 
     def _on_subscribe(self, wish: events.Subscribe) -> None:
         now = self._clock()
@@ -196,6 +214,10 @@ class Manager:
             if is_it or found.has_lost(peer):
                 found.find_again(peer, now)
                 self._peers[peer] = True
+        if self._early:
+            _, wish = self._early.popleft()
+            with self._refusing(wish):
+                self._on_wish(wish)
 
     def _peer_lost(self, peer: str) -> None:
         self._peers.pop(peer, None)
@@ -208,6 +230,30 @@ class Manager:
                 found.interrupt()
             else:
                 found.doubt()
+
+    def _comes_early(self, wish: events.Subscribe | events.Join) -> bool:
+        """Say whether a wish may be of a Zeek that is about to be added; it then waits for that.
+
+        Broker tells of a new peer by another way than that on which its events come.
+        """
+        if self._transport.keeps_its_peer or not all(self._peers.values()):
+            return False
+        now = self._clock()
+        if isinstance(wish, events.Join):
+            is_known = wish.p2p in self._subscriptions
+        else:
+            is_known = any(found.is_meant_by(wish.topic, now) for found in self._plain())
+        if is_known or len(self._early) >= MAX_EARLY:
+            return False
+        self._early.append((now + EARLY_SECS, wish))
+        return True
+
+    def _serve_early_wishes(self) -> None:
+        """Deal with wishes that no new peer came for: of Zeeks that were there before."""
+        while self._early and self._early[0][0] <= self._clock():
+            _, wish = self._early.popleft()
+            with self._refusing(wish):
+                self._on_wish(wish)
 
     def _claim_peers(self) -> set[str]:
         """Give the peers that a new subscription may be of; if that is only one, it is that."""
@@ -225,6 +271,7 @@ class Manager:
     def serve(self) -> None:
         """Hand on what waits in both directions, one batch per subscription."""
         self._hand_on_sightings()
+        self._serve_early_wishes()
         for subscription in list(self._subscriptions.values()):
             if subscription.outq.closed:
                 self._overflowed(subscription)
@@ -240,7 +287,7 @@ class Manager:
         now = self._clock()
         if self._pending and self._inq.writable:
             return 0.0
-        waits = []
+        waits = [max(0.0, due - now) for due, _ in itertools.islice(self._early, 1)]
         for subscription in self._subscriptions.values():
             if subscription.wants_more(now) and not subscription.outq.empty():
                 return 0.0
@@ -398,7 +445,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _shown(incoming: Incoming) -> bytes:
+def _shown(incoming: object) -> bytes:
     """Give what the operator gets to see of something that came in."""
     if isinstance(incoming, Arrived) and incoming.raw is None:
         shown = f"{incoming.topic} {incoming.value!r}"
