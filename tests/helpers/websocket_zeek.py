@@ -114,6 +114,8 @@ class WebSocketZeek:
         # Headers and topics of every client there was.
         self.applications: list[str | None] = []
         self.subscriptions: list[list[str]] = []
+        # How connections ended: 1000 in order, 1006 without a word.
+        self.close_codes: list[int | None] = []
         # What the stand-in found wrong with what it was sent.
         self.errors: list[str] = []
         self._server: Server = serve(self._serve, "127.0.0.1", port, ssl=tls, compression=None)
@@ -184,6 +186,7 @@ class WebSocketZeek:
         except ConnectionClosed:
             pass
         finally:
+            self.close_codes.append(connection.close_code)
             self.clients.remove(client)
             client.gone.set()
 

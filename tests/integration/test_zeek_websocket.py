@@ -107,6 +107,10 @@ def test_our_script_never_has_its_queue_filled(zeeks: Zeeks) -> None:
     zeek.going.clear()
     bus.publish(*domains(5000))
     eventually(lambda: zeek.client.events.qsize() >= 7)
+    # Many turns of the link later it is not more.
+    for number in range(1, 41):
+        zeek.sight(UNKNOWN_ID)
+        bus.sightings(number)
     assert zeek.client.events.qsize() < MAX_EVENT_QUEUE_SIZE / 2
     zeek.going.set()
     eventually(lambda: len(zeek.script.changes) == 5000)
@@ -195,6 +199,8 @@ def test_a_zeek_that_is_frozen_costs_the_others_nothing(zeeks: Zeeks) -> None:
     began = datetime.now(UTC)
     bus.bus.stop()
     assert datetime.now(UTC) - began < timedelta(seconds=6)
+    names = {thread.name for thread in threading.enumerate()}
+    assert not [name for name in names if name.startswith("link of zeek")]
 
 
 def test_tls_is_checked_against_the_configured_certificates(zeeks: Zeeks, tmp_path: Path) -> None:
@@ -303,3 +309,4 @@ def test_an_idle_bus_stops_at_once_connected_or_not(zeeks: Zeeks) -> None:
     bus.bus.stop()
     assert datetime.now(UTC) - began < timedelta(seconds=1)
     assert threading.active_count() < before
+    eventually(lambda: zeek.close_codes == [1000])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import Enum as PyEnum
@@ -15,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from threatbus_zeek.broker_transport import BrokerTransport
+from threatbus_zeek.broker_transport import LINGER_SECS, BrokerTransport
 from threatbus_zeek.config import ZeekConfig
 from threatbus_zeek.transport import Arrived, Garbled, PeerAdded, PeerLost
 from threatbus_zeek.values import Count, Event
@@ -226,6 +227,13 @@ def test_counts_are_published_as_counts(broker: Broker2, transport: BrokerTransp
     assert args[1][0] is moment
     assert args[1][1].value == 6
     assert args[2] is None
+
+
+def test_what_was_just_published_is_given_time_to_leave(transport: BrokerTransport) -> None:
+    began = time.monotonic()
+    transport.publish("topic", Event("A::b", ()))
+    transport.close()
+    assert time.monotonic() - began >= LINGER_SECS
 
 
 def test_it_can_be_woken_before_and_after_its_end(transport: BrokerTransport) -> None:

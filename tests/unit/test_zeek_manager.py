@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Transport:
     def __init__(self, *, keeps_its_peer: bool) -> None:
         self.keeps_its_peer = keeps_its_peer
         self.published: list[tuple[str, Event]] = []
+        self.on_publish: Callable[[Event], object] = lambda event: None
 
     def open(self) -> None: ...
 
@@ -41,6 +42,7 @@ class Transport:
 
     def publish(self, topic: str, event: Event) -> None:
         self.published.append((topic, event))
+        self.on_publish(event)
 
     def wake(self) -> None: ...
 
@@ -109,6 +111,19 @@ class Zeeks:
 @pytest.fixture
 def zeeks() -> Zeeks:
     return Zeeks()
+
+
+@pytest.mark.parametrize("wish", ["subscribe", "join"])
+def test_zeek_hears_of_its_subscription_when_it_is_there(zeeks: Zeeks, wish: str) -> None:
+    """Registered first, then announced: nothing that is published in between is missed."""
+    subscribed: list[int] = []
+    zeeks.transport.on_publish = lambda event: subscribed.append(len(zeeks.queues))
+    zeeks.come("a")
+    if wish == "join":
+        zeeks.join("abcdefghijk")
+    else:
+        zeeks.subscribe()
+    assert subscribed == [1]
 
 
 def test_a_wish_that_comes_before_its_peer_is_the_peers(zeeks: Zeeks) -> None:
