@@ -177,10 +177,10 @@ class BrokerZeek:
     """A real Broker endpoint that runs a script, in a thread of its own."""
 
     def __init__(self, port: int, make_script: Callable[[Publish], Any]) -> None:
-        self._broker = broker_module()
-        options = self._broker.BrokerOptions()
+        self.broker = broker_module()
+        options = self.broker.BrokerOptions()
         options.forward = False
-        self._endpoint = self._broker.Endpoint(self._broker.Configuration(options))
+        self._endpoint = self.broker.Endpoint(self.broker.Configuration(options))
         self._status = self._endpoint.make_status_subscriber(True)
         self._subscribers: dict[str, Any] = {}
         self._selector = selectors.DefaultSelector()
@@ -199,8 +199,8 @@ class BrokerZeek:
 
     def publish(self, topic: str, name: str, *args: Any) -> None:
         """Publish an event."""
-        plain = [self._broker.Count(a) if isinstance(a, Count) else a for a in args]
-        self._endpoint.publish(topic, self._broker.zeek.Event(name, *plain))
+        plain = [self.broker.Count(a) if isinstance(a, Count) else a for a in args]
+        self._endpoint.publish(topic, self.broker.zeek.Event(name, *plain))
 
     def publish_raw(self, topic: str, value: Any) -> None:
         """Publish something that need not be an event."""
@@ -234,7 +234,7 @@ class BrokerZeek:
             if not self._selector.select(HEARTBEAT):
                 self.script.heartbeat()
             for status in self._status.poll():
-                if status.code() == self._broker.SC.PeerAdded:
+                if status.code() == self.broker.SC.PeerAdded:
                     self.begun += 1
                     self.script.begin()
             for subscriber in list(self._subscribers.values()):

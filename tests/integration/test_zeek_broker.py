@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import threading
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 from helpers.documents import encode, envelope_message, indicator, timestamp
+from helpers.ports import free_port
 from helpers.waiting import eventually, in_threads
 from helpers.zeeks import MANAGE, SIGHTINGS, BrokerZeek, OldScript, OurScript, subscribed
 from zeek_helpers import ZeekBus, Zeeks
@@ -364,8 +368,8 @@ def test_a_sighting_names_its_indicator_and_brings_its_context(zeeks: Zeeks) -> 
     context = {
         "noisy": True,
         "string": "text",
-        "count": zeek._broker.Count(5),
-        "table": {"a": zeek._broker.Count(1)},
+        "count": zeek.broker.Count(5),
+        "table": {"a": zeek.broker.Count(1)},
         "vector": [1, "two", True],
         "double": 0.25,
     }
@@ -428,6 +432,29 @@ def test_sightings_wait_while_the_bus_is_full(zeeks: Zeeks) -> None:
 # What goes wrong.
 
 
+def test_it_works_with_more_descriptors_than_select_can_watch(zeeks: Zeeks) -> None:
+    """D27: select() ends at descriptor 1,023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    with contextlib.ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while (descriptor := os.dup(0)) < 1100:
+            held.callback(os.close, descriptor)
+        held.callback(os.close, descriptor)
+        port = free_port()
+        websocket = zeeks.listening(port, OurScript)
+        bus = zeeks.bus(websockets=[f"ws://127.0.0.1:{port}"])
+        native = zeeks.ours(bus)
+        eventually(lambda: websocket.script.joined)
+        bus.publish(indicator())
+        for zeek in (native, websocket):
+            eventually(lambda zeek=zeek: zeek.script.changes)
+            zeek.sight(UNKNOWN_ID)
+        bus.sightings(2)
+        zeeks.close()
+        bus.bus.stop()
+
+
 def test_an_event_that_is_wrong_is_rejected_and_nothing_else(
     zeeks: Zeeks, subtests: pytest.Subtests
 ) -> None:
@@ -458,7 +485,7 @@ def test_an_event_that_is_wrong_is_rejected_and_nothing_else(
 def test_nothing_that_broker_can_carry_ends_the_worker(zeeks: Zeeks) -> None:
     bus = zeeks.bus()
     zeek = zeeks.old(bus)
-    count = zeek._broker.Count
+    count = zeek.broker.Count
     hostile: list[Any] = [
         None,
         5,
@@ -470,7 +497,7 @@ def test_nothing_that_broker_can_carry_ends_the_worker(zeeks: Zeeks) -> None:
         [count(1), count(1), [b"\xff\xfe", []]],
         [count(9), count(9), ["Tenzir::subscribe", ["\xff", None]]],
         # Python cannot hold a table as the key of a table.
-        zeek._broker.Data({zeek._broker.Data({"a": 1}): 1}),
+        zeek.broker.Data({zeek.broker.Data({"a": 1}): 1}),
     ]
     for value in hostile:
         zeek.publish_raw(MANAGE, value)

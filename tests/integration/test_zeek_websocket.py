@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -290,8 +291,6 @@ def test_strings_that_are_no_utf8_do_not_break_the_connection(zeeks: Zeeks) -> N
     name = typed("Tenzir::sighting")
     event = {"@data-type": "vector", "data": [name, args]}
     whole = {"@data-type": "vector", "data": [typed(Count(1)), typed(Count(1)), event]}
-    import json  # noqa: PLC0415
-
     text = json.dumps({"type": "data-message", "topic": "stix2/sighting", **whole})
     zeek.send(text.encode().replace(b"MARK", b"root\xff\x01"))
     (sighting,) = bus.sightings(1)

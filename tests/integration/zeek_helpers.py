@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import ssl
+import subprocess
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from helpers.buses import Buses, OpenApp
 from helpers.documents import encode
 from helpers.ports import free_port
+from helpers.services import program
 from helpers.waiting import eventually
 from helpers.websocket_zeek import WebSocketZeek
 from helpers.zeeks import BrokerZeek, OldScript, OurScript, broker_module, subscribed
@@ -102,13 +105,11 @@ class Zeeks:
             zeek.close()
 
 
-def server_certificate(directory: Any) -> tuple[ssl.SSLContext, str]:
+def server_certificate(directory: Path) -> tuple[ssl.SSLContext, str]:
     """Make a certificate for 127.0.0.1; give a server's context and the file to check it with."""
-    import subprocess  # noqa: PLC0415
-
     key, certificate = directory / "key.pem", directory / "certificate.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        [program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
          "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
          "-keyout", key, "-out", certificate],
         check=True,

@@ -26,8 +26,10 @@ from threatbus_zeek.transport import Arrived, Garbled, Incoming, PeerAdded, Peer
 
 logger = logging.getLogger("threatbus.zeek")
 
-#: Sightings that wait while the bus is full; with more, nothing is read from Zeek any more.
+#: Sightings that wait while the bus is full, and their bytes; with more, nothing is read from Zeek
+#: any more.
 MAX_PENDING: Final = 10_000
+MAX_PENDING_BYTES: Final = 16 * 1024 * 1024
 #: Seconds that a wish waits for its peer to be added, and wishes that wait at once.
 EARLY_SECS: Final = 0.5
 MAX_EARLY: Final = 100
@@ -69,6 +71,7 @@ class Manager:
         self._early: deque[tuple[float, events.Subscribe | events.Join]] = deque()
         # Sightings that inq had no room for yet, in order.
         self._pending: deque[Message] = deque()
+        self._pending_bytes = 0
         self._takes_sightings = True
         # Every subscription gets the next one, so that there is something to call it.
         self._number = 0
@@ -84,7 +87,7 @@ class Manager:
     @property
     def reading(self) -> bool:
         """Whether more may be read from Zeek."""
-        return len(self._pending) < MAX_PENDING
+        return len(self._pending) < MAX_PENDING and self._pending_bytes < MAX_PENDING_BYTES
 
     # What comes in.
 
@@ -138,6 +141,7 @@ class Manager:
             raise Overflow("the bus is stopping and takes no more sightings")
         document = sighting_document(sighting, _now())
         self._pending.append(Message(self._services.border.topic_of(document), document))
+        self._pending_bytes += len(document)
 
     def _on_wish(self, wish: events.Subscribe | events.Join) -> None:
         if isinstance(wish, events.Join):
@@ -352,6 +356,7 @@ class Manager:
             return
         batch = list(self._pending)
         self._pending.clear()
+        self._pending_bytes = 0
         try:
             # This thread must not wait: it is the one that Zeek's answers come through.
             self._inq.put_many(batch, wait=False)

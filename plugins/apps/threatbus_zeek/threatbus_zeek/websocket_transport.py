@@ -36,9 +36,10 @@ CLOSE_SECS: Final = 1.0
 PING_SECS: Final = 20.0
 PONG_SECS: Final = 60.0
 #: Bytes of the largest frame that is taken.
-MAX_FRAME: Final = 16 * 1024 * 1024
-#: Messages that wait for the link; with more, nothing is read from the socket.
+MAX_FRAME: Final = 8 * 1024 * 1024
+#: Messages that wait for the link, and their bytes; with more, nothing is read from the socket.
 MAX_WAITING: Final = 1000
+MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
 #: Seconds between attempts to connect, at most; Zeek is on the message path.
 MAX_DELAY_SECS: Final = 2.0
 
@@ -50,15 +51,17 @@ class Inbox:
         # Guards the fields below; both sides wait on it.
         self._changed = threading.Condition()
         self._waiting: deque[Incoming] = deque()
+        self._bytes = 0
         self._woken = False
         self._closed = False
 
-    def put(self, incoming: Incoming) -> None:
-        """Append one thing, when there is room; a closed inbox takes nothing."""
+    def put(self, incoming: Incoming, size: int = 0) -> None:
+        """Append one thing of `size` bytes, when there is room; a closed inbox takes nothing."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < MAX_WAITING or self._closed)
+            self._changed.wait_for(lambda: self._has_room() or self._closed)
             if not self._closed:
                 self._waiting.append(incoming)
+                self._bytes += size
                 self._changed.notify_all()
 
     def take(self, timeout: float | None, *, reading: bool) -> list[Incoming]:
@@ -70,6 +73,7 @@ class Inbox:
                 return []
             found = list(self._waiting)
             self._waiting.clear()
+            self._bytes = 0
             self._changed.notify_all()
             return found
 
@@ -78,6 +82,9 @@ class Inbox:
         with self._changed:
             self._woken = True
             self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return len(self._waiting) < MAX_WAITING and self._bytes < MAX_WAITING_BYTES
 
     def close(self) -> None:
         """Let whoever waits in `put` go."""
@@ -185,10 +192,10 @@ class Reader(StoppableWorker):
         try:
             frame = wire.decode_frame(raw)
         except wire.BadFrame as error:
-            self._inbox.put(Garbled(str(error), raw))
+            self._inbox.put(Garbled(str(error), raw), len(raw))
             return
         if isinstance(frame, wire.Data):
-            self._inbox.put(Arrived(frame.topic, frame.value, raw))
+            self._inbox.put(Arrived(frame.topic, frame.value, raw), len(raw))
         elif isinstance(frame, wire.Refusal):
             self._log.log(
                 frame.code,
