@@ -172,6 +172,22 @@ def test_our_script_and_the_old_one_do_not_take_each_others_peers(zeeks: Zeeks) 
     assert len(zeeks.manager) == 1
 
 
+def test_one_of_ours_that_comes_back_takes_nobodys_place(zeeks: Zeeks) -> None:
+    zeeks.come("ours")
+    zeeks.join("abcdefghijk")
+    zeeks.go("ours")
+    zeeks.come("ours")
+    zeeks.say("received", "stix2abcdefghijk", Count(0))
+    zeeks.come("old")
+    zeeks.subscribe()
+    # So what is known to be old's goes with it.
+    zeeks.go("old")
+    zeeks.later(GRACE - 1)
+    zeeks.say("received", "stix2abcdefghijk", Count(0))
+    zeeks.later(2)
+    assert len(zeeks.manager) == 1
+
+
 def test_two_that_come_together_are_kept_as_long_as_one_is_there(zeeks: Zeeks) -> None:
     """Which is which nobody can tell: rather one too many than one too few."""
     zeeks.come("a", "b")

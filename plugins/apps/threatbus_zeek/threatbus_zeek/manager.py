@@ -21,6 +21,7 @@ from threatbus_zeek import events
 from threatbus_zeek.config import ZeekConfig
 from threatbus_zeek.events import BadEvent, Protocol
 from threatbus_zeek.mapping import Change, IndicatorReader, sighting_document
+from threatbus_zeek.peers import Peers
 from threatbus_zeek.subscriptions import BATCH, BatchSubscription, PlainSubscription, Subscription
 from threatbus_zeek.transport import Arrived, Garbled, Incoming, PeerAdded, PeerLost, Transport
 
@@ -65,8 +66,7 @@ class Manager:
         self._protocol = Protocol(config.module_namespace)
         self._reader = IndicatorReader(reduce_ip_port=config.reduce_ip_port)
         self._subscriptions: dict[str, Subscription] = {}
-        # Peers, each with whether a subscription is known to be its own.
-        self._peers: dict[str, bool] = {}
+        self._peers = Peers()
         # Wishes of Zeeks that may be about to be added, each with when it is dealt with anyway.
         self._early: deque[tuple[float, events.Subscribe | events.Join]] = deque()
         # Sightings that inq had no room for yet, in order.
@@ -159,7 +159,7 @@ class Manager:
                 self._acknowledge(found)
                 return
         p2p = events.new_p2p_topic(wish.topic)
-        peers = self._claim_peers()
+        peers = self._peers.claim()
         name, outq = self._new_outq("")
         subscription = PlainSubscription(
             p2p,
@@ -182,7 +182,7 @@ class Manager:
     def _on_join(self, wish: events.Join) -> None:
         found = self._subscriptions.get(wish.p2p)
         if found is None:
-            self._claim_peers()
+            self._peers.claim()
             name, outq = self._new_outq(wish.name)
             found = BatchSubscription(
                 wish.p2p, wish.topic, name, outq, self._clock(), protocol=self._protocol
@@ -212,19 +212,21 @@ class Manager:
 
     def _peer_added(self, peer: str) -> None:
         now = self._clock()
-        self._peers[peer] = False
+        self._peers.add(peer)
+        is_back = False
         for found in self._plain():
             is_it = self._transport.keeps_its_peer and not found.peers
             if is_it or found.has_lost(peer):
                 found.find_again(peer, now)
-                self._peers[peer] = True
-        if self._early:
+                self._peers.mark(peer)
+                is_back = True
+        if self._early and (is_back or not self._peers.has_subscription(peer)):
             _, wish = self._early.popleft()
             with self._refusing(wish):
                 self._on_wish(wish)
 
     def _peer_lost(self, peer: str) -> None:
-        self._peers.pop(peer, None)
+        self._peers.remove(peer)
         for found in self._subscriptions.values():
             if isinstance(found, PlainSubscription):
                 found.lose(peer, self._clock())
@@ -240,7 +242,7 @@ class Manager:
 
         Broker tells of a new peer by another way than that on which its events come.
         """
-        if self._transport.keeps_its_peer or not all(self._peers.values()):
+        if self._transport.keeps_its_peer or not self._peers.awaits_none:
             return False
         now = self._clock()
         if isinstance(wish, events.Join):
@@ -259,13 +261,6 @@ class Manager:
             with self._refusing(wish):
                 self._on_wish(wish)
 
-    def _claim_peers(self) -> set[str]:
-        """Give the peers that a new subscription may be of; if that is only one, it is that."""
-        unclaimed = {peer for peer, claimed in self._peers.items() if not claimed}
-        if len(unclaimed) == 1:
-            self._peers[next(iter(unclaimed))] = True
-        return unclaimed or set(self._peers)
-
     def _plain(self) -> list[PlainSubscription]:
         found = self._subscriptions.values()
         return [each for each in found if isinstance(each, PlainSubscription)]
@@ -278,7 +273,8 @@ class Manager:
         self._serve_early_wishes()
         for subscription in list(self._subscriptions.values()):
             if subscription.outq.closed:
-                self._overflowed(subscription)
+                with self._refusing(subscription.name):
+                    self._overflowed(subscription)
                 continue
             try:
                 self._deliver(subscription)
