@@ -45,4 +45,5 @@ def zeeks(start_bus: Buses, open_app: OpenApp, monkeypatch: pytest.MonkeyPatch) 
     yield found
     # Nothing is to be delivered any more.
     monkeypatch.setattr("threatbus_zeek.broker_transport.LINGER_SECS", 0.0)
+    start_bus.close()
     found.close()
