@@ -154,7 +154,7 @@ def test_without_the_module_the_start_says_how_to_get_it(monkeypatch: pytest.Mon
     with pytest.raises(InvalidConfig) as raised:
         BrokerTransport(ZeekConfig()).open()
     message = str(raised.value)
-    assert message.startswith("plugins.apps.zeek.broker: is on")
+    assert message.startswith("plugins.apps.zeek.broker: is true")
     assert "python3-broker" in message
     assert "websockets" in message
 

@@ -33,9 +33,9 @@ BATCH: Final = 500
 LINGER_SECS: Final = 0.3
 
 HOW_TO_GET_IT: Final = (
-    "the Python module `broker` in reach: Debian's package python3-broker speaks with Zeek 4, the "
-    "packages of Zeek 5 to 9 bring their own (`import broker` must work in this Python); or "
-    "broker: false, and the WebSocket APIs of Zeek under websockets"
+    "false, unless this Python can import Broker's module. For Zeek 4 install Debian's package "
+    "python3-broker (scripts/link-broker lets a virtual environment see it), for Zeek 5 to 9 use "
+    "the module that Zeek's own package brings; or do without, by Zeek's WebSocket API (websockets)"
 )
 
 
@@ -179,7 +179,7 @@ def _load() -> Any:
     try:
         return importlib.import_module("broker")
     except ImportError as error:
-        found = f"on, but Broker cannot be loaded ({error})"
+        found = f"true ({error})"
         raise InvalidConfig([ConfigError(f"{SECTION}.broker", found, HOW_TO_GET_IT)]) from None
 
 
