@@ -123,9 +123,9 @@ class Started:
 
 @contextmanager
 def started(
-    *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }"
+    *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }", apps: str = ""
 ) -> Iterator[Started]:
-    """Run the bus as a user would."""
+    """Run the bus as a user would; `apps` are sections beside that of ZeroMQ."""
     doors = Doors.free()
     ports = f"manage: {doors.manage}, pub: {doors.pub}, sub: {doors.sub}"
     with tempfile.TemporaryDirectory() as directory:
@@ -136,7 +136,7 @@ def started(
             f"queues: {queues}\n"
             "plugins:\n"
             f"  backbones: {backbones}\n"
-            f"  apps: {{zmq: {{{ports}{zmq_keys}}}}}\n"
+            f"  apps: {{zmq: {{{ports}{zmq_keys}}}{apps and f', {apps}'}}}\n"
         )
         command = [str(Path(sys.executable).with_name("threatbus")), "-c", str(config)]
         began = time.monotonic()
@@ -151,10 +151,15 @@ def started(
 
 @contextmanager
 def bus(
-    subscribers: int, *, queues: str = "{}", zmq_keys: str = "", backbones: str = "{inmem: }"
+    subscribers: int,
+    *,
+    queues: str = "{}",
+    zmq_keys: str = "",
+    backbones: str = "{inmem: }",
+    apps: str = "",
 ) -> Iterator[System]:
     """Run the bus with `subscribers` subscriptions to everything."""
-    with started(queues=queues, zmq_keys=zmq_keys, backbones=backbones) as running:
+    with started(queues=queues, zmq_keys=zmq_keys, backbones=backbones, apps=apps) as running:
         context = zmq.Context()
         manage = running.doors.address("manage")
         replies = [

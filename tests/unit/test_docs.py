@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from threatbus_inmem.plugin import InMemoryConfig
 from threatbus_rabbitmq.config import RabbitMQConfig
+from threatbus_zeek.config import ZeekConfig
 from threatbus_zmq.config import ZmqConfig
 
 from threatbus.config import CoreConfig, check_section, yaml12
@@ -35,6 +36,7 @@ def sections_of(schema: Schema, path: str = "") -> dict[str, Schema]:
 SECTIONS: Final[dict[str, Schema]] = {
     **sections_of(CoreConfig),
     "plugins.apps.zmq": ZmqConfig,
+    "plugins.apps.zeek": ZeekConfig,
     "plugins.backbones.inmem": InMemoryConfig,
     **sections_of(RabbitMQConfig, "plugins.backbones.rabbitmq"),
 }
