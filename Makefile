@@ -7,25 +7,25 @@ DISTRIBUTIONS := . $(wildcard plugins/apps/*/ plugins/backbones/*/)
 SETUPS := setup.py $(wildcard plugins/*/*/setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test lint bench clean debian-packages
+.PHONY: help run install test lint bench clean debian-packages broker-module
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
-run: install ## run the bus in the foreground with config.yaml.example
+run: install broker-module ## run the bus in the foreground with config.yaml.example
 	@exec $(BIN)/threatbus -c config.yaml.example
 
 install: $(VENV)/.installed ## set up .venv with the bus and all its plugins
 
-test: debian-packages $(VENV)/.installed-dev lint ## lint, types and all tests
-	$(BIN)/pytest
+test: debian-packages $(VENV)/.installed-dev broker-module lint ## lint, types and all tests
+	$(BIN)/pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-dev ## measure the bus beside a bare forwarder
+bench: debian-packages $(VENV)/.installed-dev broker-module ## measure the bus beside a bare forwarder
 	$(BIN)/python -m benchmarks
 
 clean: ## remove the environment and everything generated
@@ -34,6 +34,9 @@ clean: ## remove the environment and everything generated
 
 debian-packages:
 	@scripts/install-debian-packages
+
+broker-module: $(VENV)/.created
+	@scripts/link-broker $(VENV)
 
 $(VENV)/.created:
 	@scripts/make-venv $(PYTHON) $(VENV)

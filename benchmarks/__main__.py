@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from benchmarks import amqp, misp, systems
+from benchmarks import amqp, misp, systems, zeek
 from benchmarks.load import Result, indicator, readers, run
 from testbed.rabbit import RabbitNode
 
@@ -140,6 +140,24 @@ def backlog(count: int) -> None:
         _row("messages the late subscriber then gets", f"{received:,}", "", "", f"{count:,}")
 
 
+def zeek_snapshot(count: int) -> None:
+    """A snapshot of `count` indicators to a Zeek over native Broker."""
+    if not zeek.is_possible():
+        print("snapshot to Zeek: not measured, Broker's Python module is not here")
+        return
+    theirs = zeek.bare(count)
+    for script, ours in (("the old script", False), ("our script", True)):
+        received = zeek.snapshot(count, ours=ours)
+        complete = "complete, in order" if received.in_order else f"only {received.count:,}"
+        _row(
+            f"indicators/s of a snapshot, Zeek with {script}",
+            f"{received.rate:,.0f}",
+            f"{theirs.rate:,.0f}",
+            f"{received.rate / theirs.rate:.2f}",
+            f"at least 0.5; {complete}",
+        )
+
+
 def at_rest(starts: int) -> None:
     """Start-up, memory and processor of a bus that has nothing to do."""
     times = []
@@ -163,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default 5)")
     parser.add_argument(
-        "--only", choices=["throughput", "latency", "rabbitmq", "misp", "backlog", "rest"]
+        "--only", choices=["throughput", "latency", "rabbitmq", "zeek", "misp", "backlog", "rest"]
     )
     options = parser.parse_args()
     rounds = options.rounds
@@ -175,6 +193,7 @@ def main() -> None:
         ("rabbitmq", lambda: rabbitmq(30_000, min(rounds, 3))),
         ("misp", lambda: misp_zmq(50_000, min(rounds, 3))),
         ("backlog", lambda: backlog(1_000_000)),
+        ("zeek", lambda: zeek_snapshot(100_000)),
         ("rest", lambda: at_rest(5)),
     ]
     _row("", "threatbus", "bare", "ratio", "goal")

@@ -28,14 +28,15 @@ class RabbitNode:
     It can be killed and started again, and then has what it had on disk.
     """
 
-    def __init__(self, settings: str = "") -> None:
-        """Prepare it; `settings` go into its rabbitmq.conf.
+    def __init__(self, settings: str = "", further_port: int | None = None) -> None:
+        """Prepare it; `settings` go into its rabbitmq.conf, `further_port` is one they name.
 
         Raises FileNotFoundError where the Debian package ``rabbitmq-server`` is missing.
         """
         if not _SERVER.exists():
             raise FileNotFoundError(f"{_SERVER}: the Debian package rabbitmq-server is missing")
         self.directory = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
+        self._further_port = further_port
         self.port, mapper, distribution = free_ports(3)
         for name in ("mnesia", "log", "home"):
             (self.directory / name).mkdir()
@@ -144,8 +145,13 @@ class RabbitNode:
         ):
             probe.sendall(_PROTOCOL_HEADER)
             probe.settimeout(2)
-            return bool(probe.recv(1))
+            return bool(probe.recv(1)) and self._listens_further()
         return False
+
+    def _listens_further(self) -> bool:
+        if self._further_port is not None:
+            socket.create_connection(("127.0.0.1", self._further_port), 1).close()
+        return True
 
     def _wait(self) -> None:
         assert self._server is not None

@@ -9,6 +9,7 @@
     ├── Rejected           a message that the border does not let in
     │   └── NotCarried     … because it is of a type that the bus does not carry
     ├── Overflow           a queue that is full, or that a policy has closed
+    ├── ConnectionLost     a tool at the other end of a plugin's connection is not there
     ├── BusUnreachable     a client found nothing that answers at its endpoint
     ├── Refused            a client got an answer, but not what it asked for
     └── Undelivered        not all that a client published has surely reached the bus
@@ -75,6 +76,13 @@ class NotCarried(Rejected):
 
 class Overflow(ThreatBusError):
     """A queue had no room, or was closed because it had none."""
+
+
+class ConnectionLost(ThreatBusError):
+    """The tool at the other end of a plugin's connection is not, or no longer, there.
+
+    What was to be sent was not handed over. The plugin connects again; whoever sent, sends anew.
+    """
 
 
 class BusUnreachable(ThreatBusError):

@@ -23,9 +23,9 @@ def program(name: str) -> str:
     return shutil.which(name) or missing(f"the program {name}")
 
 
-def rabbit_node(settings: str = "") -> RabbitNode:
+def rabbit_node(settings: str = "", further_port: int | None = None) -> RabbitNode:
     """Give a RabbitMQ node for a ``with`` block; without RabbitMQ as `program`."""
     try:
-        return RabbitNode(settings)
+        return RabbitNode(settings, further_port)
     except FileNotFoundError as error:
         return missing(str(error))

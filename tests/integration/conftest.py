@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from helpers.buses import Buses
+from helpers.buses import Buses, OpenApp
 
+from integration.zeek_helpers import Zeeks
 from integration.zmq_helpers import App, Apps, ZmqBus
 
 
@@ -34,3 +35,16 @@ def app(zmq_apps: Apps, bus: ZmqBus) -> App:
 def publisher(zmq_apps: Apps, bus: ZmqBus) -> App:
     """Give another app of `bus`."""
     return zmq_apps.app(bus)
+
+
+@pytest.fixture
+def zeeks(start_bus: Buses, open_app: OpenApp, monkeypatch: pytest.MonkeyPatch) -> Iterator[Zeeks]:
+    """Makes buses with a Zeek endpoint, and Zeeks; closes the Zeeks."""
+    # What the old script is given to subscribe in; these Zeeks are near.
+    monkeypatch.setattr("threatbus_zeek.subscriptions.SETTLE_SECS", 0.2)
+    found = Zeeks(start_bus, open_app)
+    yield found
+    # Nothing is to be delivered any more.
+    monkeypatch.setattr("threatbus_zeek.broker_transport.LINGER_SECS", 0.0)
+    start_bus.close()
+    found.close()

@@ -53,7 +53,8 @@ def tls_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsBroker]:
         f"ssl_options.certfile = {directory}/server.pem\n"
         f"ssl_options.keyfile = {directory}/server.pem\n"
         "ssl_options.verify = verify_peer\n"
-        "ssl_options.fail_if_no_peer_cert = true\n"
+        "ssl_options.fail_if_no_peer_cert = true\n",
+        port,
     ):
         yield TlsBroker(port, directory)
 
