@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threatbus_misp.mapping.patterns import pattern_of
 from threatbus_zeek.patterns import MAX_ITEMS, items_of
 
 SHA256 = "ab" * 32
@@ -45,6 +46,14 @@ def reduced(pattern: str, *, reduce_ip_port: bool = False) -> list[tuple[str, st
         ("user-account:user_id = 'root'", "USER_NAME", "root"),
         ("user-account:account_login = 'mallory'", "USER_NAME", "mallory"),
         ("network-traffic:dst_ref.value = '198.51.100.7'", "ADDR", "198.51.100.7"),
+        ("network-traffic:dst_ref.value = 'evil.example'", "DOMAIN", "evil.example"),
+        ("email-message:from_ref.value = 'spam@evil.example'", "EMAIL", "spam@evil.example"),
+        ("email-message:to_refs[*].value = 'drop@evil.example'", "EMAIL", "drop@evil.example"),
+        (
+            "network-traffic:extensions.'http-request-ext'.request_header.'User-Agent' = 'Bot 1'",
+            "SOFTWARE",
+            "Bot 1",
+        ),
     ],
 )  # fmt: skip
 def test_the_path_of_an_equality_decides_the_intel_type(
@@ -177,3 +186,32 @@ def test_no_text_makes_it_fail(pattern: str) -> None:
 def test_any_value_comes_through_its_quotes(value: str) -> None:
     quoted = value.replace("\\", "\\\\").replace("'", "\\'")
     assert reduced(f"[file:name = '{quoted}']") == [("FILE_NAME", value)]
+
+
+@pytest.mark.parametrize(
+    ("misp_type", "value", "item"),
+    [
+        ("ip-dst", "198.51.100.7", ("ADDR", "198.51.100.7")),
+        ("ip-src", "2001:db8::1", ("ADDR", "2001:db8::1")),
+        ("ip-dst", "198.51.100.0/24", ("SUBNET", "198.51.100.0/24")),
+        ("ip-dst|port", "198.51.100.7|443", ("ADDR", "198.51.100.7")),
+        ("domain", "evil.example", ("DOMAIN", "evil.example")),
+        ("hostname", "a.evil.example", ("DOMAIN", "a.evil.example")),
+        ("hostname|port", "a.evil.example|443", ("DOMAIN", "a.evil.example")),
+        ("domain|ip", "evil.example|198.51.100.7", ("DOMAIN", "evil.example")),
+        ("url", "http://evil.example/a", ("URL", "evil.example/a")),
+        ("email-src", "spam@evil.example", ("EMAIL", "spam@evil.example")),
+        ("email-dst", "drop@evil.example", ("EMAIL", "drop@evil.example")),
+        ("filename", "evil.exe", ("FILE_NAME", "evil.exe")),
+        ("sha256", SHA256, ("FILE_HASH", SHA256)),
+        ("filename|sha256", f"evil.exe|{SHA256}", ("FILE_HASH", SHA256)),
+        ("x509-fingerprint-sha1", "ab" * 20, ("CERT_HASH", "ab" * 20)),
+        ("user-agent", "Bot 1", ("SOFTWARE", "Bot 1")),
+    ],
+)
+def test_what_misp_publishes_and_zeek_can_match_reaches_it(
+    misp_type: str, value: str, item: tuple[str, str]
+) -> None:
+    pattern = pattern_of(misp_type, value)
+    assert pattern is not None
+    assert reduced(pattern.text, reduce_ip_port=True) == [item]

@@ -55,7 +55,11 @@ _ESCAPED: Final = re.compile(r"\\(['\\])")
 _SIMPLE: Final = {
     "domain-name:value": "DOMAIN",
     "email-addr:value": "EMAIL",
+    "email-message:from_ref.value": "EMAIL",
+    "email-message:sender_ref.value": "EMAIL",
     "file:name": "FILE_NAME",
+    # As MISP's own export for Zeek has it: Zeek sees user agents as software.
+    "network-traffic:extensions.http-request-ext.request_header.User-Agent": "SOFTWARE",
     "software:name": "SOFTWARE",
     "url:value": "URL",
     "user-account:account_login": "USER_NAME",
@@ -69,6 +73,11 @@ _ADDRESS_PATHS: Final = frozenset(
         "network-traffic:src_ref.value",
     }
 )
+_HOST_PATHS: Final = frozenset({"network-traffic:dst_ref.value", "network-traffic:src_ref.value"})
+_HOST_NAME: Final = re.compile(r"(?=.*[A-Za-z])[\w-]+(?:\.[\w-]+)+\.?").fullmatch
+_RECIPIENT: Final = re.compile(
+    r"email-message:(?:to|cc|bcc)_refs(?:\[(?:\d+|\*)\])?\.value"
+).fullmatch
 _RESOLVED: Final = re.compile(r"domain-name:resolves_to_refs(?:\[(?:\d+|\*)\])?\.value").fullmatch
 _FILE_HASH: Final = re.compile(r"file:hashes\.[\w-]+").fullmatch
 _CERTIFICATE_SHA1: Final = re.compile(r"x509-certificate:hashes\.SHA-?1", re.IGNORECASE).fullmatch
@@ -214,12 +223,16 @@ def _reduced(alternative: Alternative, reduce_ip_port: bool) -> Iterable[Item]:
 
 def _item(comparison: Comparison) -> Iterable[Item]:
     path, value = comparison
+    if path in _HOST_PATHS and _HOST_NAME(value):
+        return (Item("DOMAIN", value),)
     if path in _ADDRESS_PATHS:
         return _address(value)
     if _FILE_HASH(path):
         kind = "FILE_HASH"
     elif _CERTIFICATE_SHA1(path):
         kind = "CERT_HASH"
+    elif _RECIPIENT(path):
+        kind = "EMAIL"
     else:
         kind = _SIMPLE.get(path, "")
     if kind == "URL":
