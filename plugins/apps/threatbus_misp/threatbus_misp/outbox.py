@@ -394,10 +394,9 @@ class Outbox(StoppableWorker):
         self._after_success()
 
     def _after_failure(self, entry: _Entry, error: MispUnreachable) -> None:
-        if error.maybe_done:
-            if self._struck_out(entry):
-                self._refuse(entry, error.reason)
-                return
+        if error.maybe_done and self._struck_out(entry):
+            self._refuse(entry, error.reason)
+            return
         self._wait(error)
         if error.maybe_done:
             # It alone may be the reason, so the others go first now, however long the delay was.
