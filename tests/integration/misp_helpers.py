@@ -71,6 +71,8 @@ class ZmqStream:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         # An XPUB is a PUB that tells when somebody listens.
         self._pub = self._context.socket(zmq.XPUB)
+        # Also of one that comes before another has gone.
+        self._pub.setsockopt(zmq.XPUB_VERBOSER, 1)
         self._pub.setsockopt(zmq.SNDHWM, 0)
         if port:
             self._pub.bind(f"tcp://127.0.0.1:{port}")

@@ -246,9 +246,9 @@ def test_what_a_killed_bus_may_not_have_passed_on_is_published_as_it_was_by_the_
     bus = start(with_api=False, **stream.section)
     reconciler = bus.instance.reconciler
     # A kill between two steps: what comes after it does not happen.
-    monkeypatch.setattr(reconciler, "settle", lambda number: None)
+    monkeypatch.setattr(reconciler, "settle", lambda **_: None)
     if not handed_over:
-        monkeypatch.setattr(reconciler, "_put", lambda messages: None)
+        monkeypatch.setattr(bus.instance, "put", lambda messages: None)
     stream.send("misp_json_attribute", captured("attribute_add"))
     eventually(lambda: reconciler.counters.published == 1)
     before = bus.receive() if handed_over else []
@@ -405,3 +405,22 @@ def test_fifty_thousand_attributes_arrive_complete(start: Start, stream: ZmqStre
         uuid = f"{number:08x}-0000-4000-8000-000000000000"
         stream.send("misp_json_attribute", template.replace(known, uuid).encode())
     eventually(lambda: bus.outq.qsize() == 50_000, 3 * SOON, "all are there")
+
+
+# Stop.
+
+
+def test_the_bus_stops_quickly_while_a_source_waits_for_room(
+    start: Start, stream: ZmqStream
+) -> None:
+    bus = start(with_api=False, **stream.section)
+    gate = bus.bus.intake.gate
+    gate.shut("a backbone that is away")
+    stream.send("misp_json_attribute", captured("attribute_add"))
+    # It is on disk before it is handed over.
+    eventually(lambda: bus.instance.reconciler.counters.published == 1)
+    began = time.monotonic()
+    bus.bus.stop()
+    assert time.monotonic() - began < 2 * SOON / 10
+    again = start(with_api=False, **stream.section)
+    assert shown(again.receive()) == [("[ipv4-addr:value = '198.51.100.7']", False)]

@@ -328,6 +328,16 @@ def test_one_sighting_that_misp_always_fails_with_does_not_hold_up_the_others(
     emptied(box)
 
 
+def test_others_are_sent_first_also_where_the_delay_is_longer_than_the_wait_for_one_in_doubt(
+    boxes: Boxes, misp: FakeMisp
+) -> None:
+    misp.refuse = for_ever("poison", lambda: away(maybe_done=True, answered=True))
+    box = boxes.open(settle=0.01, backoff=Backoff(0.1, 0.1))
+    box.put(sighting("poison"))
+    box.put(sighting("good"))
+    eventually(lambda: misp.seen() == [("good", 1)], what="the sighting that can be sent")
+
+
 def test_no_sighting_is_given_up_while_misp_takes_none(boxes: Boxes, misp: FakeMisp) -> None:
     back = threading.Event()
     misp.refuse = lambda _: None if back.is_set() else away(maybe_done=True, answered=True)

@@ -49,8 +49,8 @@ class Healer(StoppableWorker):
 
     Started by the instance. It blocks in `Missing` until there is something to ask for or a
     comparison is due, and in requests to MISP, which give up when it is to stop. A MISP that does
-    not answer is tried again with growing delays. `settle` is called whenever it is awake, to note
-    that messages have been passed on.
+    not answer is tried again with growing delays. Whenever it is awake, it notes what the bus has
+    passed on.
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class Healer(StoppableWorker):
         api: MispApi | None,
         reconciler: Reconciler,
         missing: Missing,
-        settle: Callable[[], None],
         now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(name=f"{name} healing")
@@ -69,7 +68,6 @@ class Healer(StoppableWorker):
         self._api = api
         self._reconciler = reconciler
         self._missing = missing
-        self._settle = settle
         self._now = now
         self._backoff = Backoff(0.5, RETRY_CAP_SECS)
 
@@ -80,11 +78,12 @@ class Healer(StoppableWorker):
 
     def run(self) -> None:
         """Ask for what is missing until stopped."""
+        self._reconciler.recover()
         self._reconciler.horizon = int(self._reconciler.note(HORIZON) or 0)
         while self._running():
             try:
                 self._missing.wait(self._until_due())
-                self._settle()
+                self._reconciler.settle()
                 self._do_next()
                 self._backoff.reset()
             except MispInterrupted:

@@ -11,6 +11,7 @@ come twice with the same id and `modified`.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,9 @@ class Index:
         """Open the index, a new one if there is none; raises `IndexUnusable`."""
         self._path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # What is not for everybody in MISP is not for everybody here.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             # Entries of this transaction that are not written yet: many at once cost a third.
             self._unwritten: dict[str, Entry] = {}
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -104,11 +107,13 @@ class Index:
             try:
                 yield
                 self._write()
+                self._db.execute("COMMIT")
             except BaseException:
                 self._unwritten.clear()
-                self._db.execute("ROLLBACK")
+                # A full disk has SQLite roll back by itself.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise IndexUnusable(f"the index {self._path} cannot be written: {error}") from error
 
@@ -195,10 +200,11 @@ class Index:
         row = (msgspec.msgpack.encode(messages),)
         return self._db.execute("INSERT INTO outbox (messages) VALUES (?)", row).lastrowid or 0
 
-    def outbox(self) -> list[tuple[str, bytes]]:
-        """Give the messages that were not settled, in order."""
-        rows = self._db.execute("SELECT messages FROM outbox ORDER BY number")
-        return [message for (data,) in rows for message in _MESSAGES.decode(data)]
+    def outbox(self) -> tuple[int, list[tuple[str, bytes]]]:
+        """Give the messages that were not settled, in order, and the number of the last ones."""
+        rows = self._db.execute("SELECT number, messages FROM outbox ORDER BY number").fetchall()
+        messages = [message for _, data in rows for message in _MESSAGES.decode(data)]
+        return (rows[-1][0] if rows else 0), messages
 
     def settle(self, number: int) -> None:
         """Forget the messages up to `number`."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from threatbus.data import SnapshotRequest
-from threatbus.errors import Rejected
+from threatbus.errors import Overflow, Rejected
 from threatbus.intake import Intake
 from threatbus.logger import RateLimited
 from threatbus.messages import SIGHTING, Message
@@ -33,6 +33,10 @@ logger = logging.getLogger("threatbus.misp")
 #: Sightings that are taken from the outq at once.
 BATCH = 500
 JOIN_SECS = 3.0
+#: Seconds after which whoever waits for the bus notices that it is to stop.
+NOTICE_SECS = 0.1
+#: Seconds that the bus may take to pass on all that is in flight, while no source puts more.
+PASS_ON_SECS = 30.0
 
 
 class SightingsReader(StoppableWorker):
@@ -102,15 +106,13 @@ class Instance:
             name,
             config,
             self.index,
-            self._put,
+            self,
             self.missing.event,
             self._reject,
             self._is_ours,
             now,
         )
-        self.healer = Healer(
-            name, config, self.api, self.reconciler, self.missing, self._settle, now
-        )
+        self.healer = Healer(name, config, self.api, self.reconciler, self.missing, now)
         self._sources: list[StoppableWorker] = []
         if config.zmq is not None:
             self._sources.append(ZmqSource(name, config.zmq, self.reconciler.take, self.missing))
@@ -120,9 +122,6 @@ class Instance:
 
     def start(self) -> None:
         """Start the workers."""
-        recovered = self.reconciler.recover()
-        if recovered:
-            logger.info("%s: %d messages of the last run are published again", self.name, recovered)
         self.healer.start()
         for source in self._sources:
             source.start()
@@ -174,7 +173,7 @@ class Instance:
         for worker in workers:
             if worker.is_alive():
                 worker.join(JOIN_SECS)
-        self._settle()
+        self.reconciler.settle()
         if self.outbox is not None:
             self.outbox.close()
         self.index.close()
@@ -183,17 +182,33 @@ class Instance:
 
     # What the parts call.
 
-    def _put(self, messages: Sequence[Message]) -> None:
-        self._inq.put_many(messages)
+    def put(self, messages: Sequence[Message]) -> None:
+        """Hand messages to the bus; waits while it cannot take more, `Overflow` when it stops."""
+        while not self._inq.gate.wait(NOTICE_SECS):
+            if self._stopping.is_set():
+                raise Overflow("the bus is stopping, and is full")
+        self._inq.put_many(messages, wait=False)
+
+    def has_passed_on(self, *, wait: bool = False) -> bool:
+        """Say whether the bus has passed on all that was put; may wait a while for it.
+
+        While it waits, so do all who put: in a stream that does not end inq is never empty.
+        """
+        if self._inq.join(0) or not wait:
+            return self._inq.join(0)
+        gate, deadline = self._inq.gate, time.monotonic() + PASS_ON_SECS
+        gate.shut(self)
+        try:
+            while not (done := self._inq.join(NOTICE_SECS)):
+                if self._stopping.is_set() or time.monotonic() >= deadline:
+                    break
+            return done
+        finally:
+            if gate.open(self):
+                gate.announce()
 
     def _reject(self, reason: str, data: bytes) -> None:
         self._rejects.add(self.name, reason, data)
-
-    def _settle(self) -> None:
-        """Note what the bus has passed on: then it need not be published again."""
-        number = self.reconciler.unsettled()
-        if number and self._inq.join(0):
-            self.reconciler.settle(number)
 
     def _is_ours(self, sighting: model.Sighting) -> bool:
         if self.outbox is None:

@@ -394,13 +394,13 @@ class Outbox(StoppableWorker):
         self._after_success()
 
     def _after_failure(self, entry: _Entry, error: MispUnreachable) -> None:
-        if error.maybe_done:
-            if self._struck_out(entry):
-                self._refuse(entry, error.reason)
-                return
-            # It alone may be the reason: the others go on as soon as the delay is over.
-            self._held[entry.order] = self._clock() + self._settle
+        if error.maybe_done and self._struck_out(entry):
+            self._refuse(entry, error.reason)
+            return
         self._wait(error)
+        if error.maybe_done:
+            # It alone may be the reason, so the others go first now, however long the delay was.
+            self._held[entry.order] = self._clock() + self._settle
 
     def _struck_out(self, entry: _Entry) -> bool:
         """Say whether MISP fails with this sighting again and again, while it takes others."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -27,17 +28,20 @@ from threatbus_misp.mapping.model import Attribute, Event, Tag
 
 logger = logging.getLogger("threatbus.misp")
 
-#: Messages that wait to be settled before sources wait: see `Index`.
+#: Messages on disk, not known to be passed on, after which sources wait for the bus to do so.
 MAX_UNSETTLED: Final = 100_000
 #: Events that are kept in memory.
 MAX_CONTEXTS: Final = 1000
 
 
-class Put(Protocol):
-    """Hands messages to the bus; waits while it cannot take more, `Overflow` when it stops."""
+class Bus(Protocol):
+    """What takes the messages."""
 
-    def __call__(self, messages: Sequence[Message]) -> None:
-        """Hand them over."""
+    def put(self, messages: Sequence[Message]) -> None:
+        """Hand them over; waits while the bus cannot take more, `Overflow` when it stops."""
+
+    def has_passed_on(self, *, wait: bool = False) -> bool:
+        """Say whether the bus has passed on all that was put; waits for it, unless it stops."""
 
 
 @dataclass
@@ -58,9 +62,10 @@ class Reconciler:
     """Compares and publishes for one MISP.
 
     Sources, healing and refreshing call it from their threads; one lock orders them, and messages
-    reach the bus in the order in which the index says they were published. `refresh` takes the id
-    or UUID of an event that has to be asked for over REST; `reject` a reason and the bytes of what
-    cannot be read. Everything a caller has passed in is on disk when the call returns.
+    reach the bus in the order in which the index says they were published. Whoever only asks
+    something does not wait for the bus. `refresh` takes the id or UUID of an event that has to be
+    asked for over REST; `reject` a reason and the bytes of what cannot be read. Everything a caller
+    has passed in is on disk when the call returns.
     """
 
     def __init__(
@@ -68,7 +73,7 @@ class Reconciler:
         name: str,
         config: InstanceConfig,
         index: Index,
-        put: Put,
+        bus: Bus,
         refresh: Callable[[str], bool],
         reject: Callable[[str, bytes], None],
         is_ours: Callable[[model.Sighting], bool],
@@ -78,16 +83,22 @@ class Reconciler:
         self._config = config
         self._filters = Filters(config)
         self._index = index
-        self._put = put
+        self._bus = bus
         self._refresh = refresh
         self._reject = reject
         self._is_ours = is_ours
         self._now = now
         self._log = RateLimited(logger)
-        # Guards the index and what follows, and orders what is handed to the bus.
+        # Orders those who publish; held until the bus has taken what they publish.
+        self._turn = threading.Lock()
+        # Whether the messages of the last run have been handed over; guarded by the turn.
+        self._recovered = False
+        # Guards the index and what follows; taken within a turn, never the other way round.
         self._lock = threading.Lock()
         self._out: list[Message] = []
-        self._last_number = 0
+        # The newest message on disk that the bus has, 0 if all are settled; how many it has had.
+        self._handed_over = 0
+        self._unsettled = 0
         # Of the events that were named last: many attributes of one event come in a row.
         self._contexts: dict[str, Context] = {}
         #: Epoch before which what is not on the bus is history: REST answers are full of it.
@@ -98,12 +109,9 @@ class Reconciler:
 
     def take(self, documents: Sequence[bytes]) -> None:
         """Apply messages of MISP (the JSON of each), in order. What is broken is rejected."""
-        with self._lock:
-            with self._index.transaction():
-                for data in documents:
-                    self._take_one(data)
-                self._write_out()
-            self._hand_over()
+        with self._publishing():
+            for data in documents:
+                self._take_one(data)
 
     def _take_one(self, data: bytes) -> None:
         try:
@@ -221,14 +229,11 @@ class Reconciler:
 
     def apply_event(self, event: Event) -> None:
         """Apply an event as it is in MISP: what it no longer holds is withdrawn."""
-        with self._lock:
-            with self._index.transaction():
-                if self._config.published_only and not event.published:
-                    self._hold(f"event {event.uuid}")
-                else:
-                    self._on_whole_event(event, self._horizon_of(event), visible=True)
-                self._write_out()
-            self._hand_over()
+        with self._publishing():
+            if self._config.published_only and not event.published:
+                self._hold(f"event {event.uuid}")
+            else:
+                self._on_whole_event(event, self._horizon_of(event), visible=True)
 
     def _horizon_of(self, event: Event | None) -> int:
         """Give the horizon; 0 for an event that was published since, which brings all it has."""
@@ -288,20 +293,14 @@ class Reconciler:
 
     def event_gone(self, uuid: str) -> None:
         """Withdraw all of an event that MISP no longer has."""
-        with self._lock:
-            with self._index.transaction():
-                self._on_event_gone(uuid)
-                self._write_out()
-            self._hand_over()
+        with self._publishing():
+            self._on_event_gone(uuid)
 
     def apply_attributes(self, found: Iterable[Attribute]) -> None:
         """Apply attributes that REST has answered, each with its event and its event's tags."""
-        with self._lock:
-            with self._index.transaction():
-                for attribute in found:
-                    self._apply_answer(attribute)
-                self._write_out()
-            self._hand_over()
+        with self._publishing():
+            for attribute in found:
+                self._apply_answer(attribute)
 
     def _apply_answer(self, attribute: Attribute) -> None:
         event = attribute.event
@@ -572,38 +571,75 @@ class Reconciler:
 
     # To the bus.
 
-    def _write_out(self) -> None:
-        if self._out:
-            self._last_number = self._index.put_out([(m.topic, m.data) for m in self._out])
+    @contextmanager
+    def _publishing(self) -> Iterator[None]:
+        """Have a turn: write what is published within, then hand it to the bus."""
+        with self._turn:
+            self._recover()
+            with self._lock, self._all_or_nothing():
+                yield
+                number = self._write_out()
+            self._hand_over(number)
 
-    def _hand_over(self) -> None:
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        try:
+            with self._index.transaction():
+                yield
+        except BaseException:
+            # What is not on disk has not happened.
+            self._out.clear()
+            self._contexts.clear()
+            raise
+
+    def _write_out(self) -> int:
+        return self._index.put_out([(m.topic, m.data) for m in self._out]) if self._out else 0
+
+    def _hand_over(self, number: int) -> None:
         """Hand to the bus what is on disk; what it does not take, the next start hands over."""
-        messages, self._out = self._out, []
-        if messages:
-            try:
-                self._put(messages)
-            except Overflow:
-                self._last_number = 0
-
-    def recover(self) -> int:
-        """Hand over what the last run may not have; gives the number of messages."""
         with self._lock:
-            messages = [Message(topic, data) for topic, data in self._index.outbox()]
-            if messages:
-                self._put(messages)
-            return len(messages)
-
-    def unsettled(self) -> int:
-        """Give the number of the newest message that was handed over, to `settle` it later."""
+            messages, self._out = self._out, []
+        if not messages:
+            return
+        try:
+            self._bus.put(messages)
+        except Overflow:
+            return
         with self._lock:
-            return self._last_number
+            self._handed_over = number
+            self._unsettled += len(messages)
+        if self._unsettled >= MAX_UNSETTLED:
+            # A bus that takes them and passes none on is full before long, and `put` waits.
+            self._unsettled = 0
+            self.settle(wait=True)
 
-    def settle(self, number: int) -> None:
-        """Note that the bus has passed on the messages up to `number`."""
-        with self._lock, self._index.transaction():
-            self._index.settle(number)
-            if number == self._last_number:
-                self._last_number = 0
+    def recover(self) -> None:
+        """Hand over what the last run may not have."""
+        with self._turn:
+            self._recover()
+
+    def _recover(self) -> None:
+        if self._recovered:
+            return
+        self._recovered = True
+        with self._lock:
+            number, documents = self._index.outbox()
+            self._out = [Message(topic, data) for topic, data in documents]
+        if documents:
+            logger.info(
+                "%s: %d messages of the last run are published again", self._name, len(documents)
+            )
+        self._hand_over(number)
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Forget the messages that the bus has passed on: no start publishes them again."""
+        with self._lock:
+            number = self._handed_over
+        if number and self._bus.has_passed_on(wait=wait):
+            with self._lock, self._index.transaction():
+                self._index.settle(number)
+                if number == self._handed_over:
+                    self._handed_over = self._unsettled = 0
 
 
 class _Keys(msgspec.Struct):

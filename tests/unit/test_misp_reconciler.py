@@ -1,0 +1,228 @@
+"""The reconciler between its callers, the disk and the bus: order, races, failures of each."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from helpers.waiting import finished, wait_for
+from integration.misp_helpers import EVENT, attribute_message, captured
+from threatbus_misp import reconciler as module
+from threatbus_misp.config import InstanceConfig
+from threatbus_misp.index import Index, IndexUnusable
+from threatbus_misp.mapping import model
+from threatbus_misp.reconciler import Reconciler
+
+from threatbus.errors import Overflow
+from threatbus.messages import Message
+
+
+class FakeBus:
+    """Takes messages; full while `room` is clear, and slow to pass on while `flows` is."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.room = threading.Event()
+        self.room.set()
+        self.waiting = threading.Event()
+        self.flows = threading.Event()
+        self.flows.set()
+        self.stopping = False
+        # How often somebody waited until all was passed on.
+        self.waits = 0
+
+    def put(self, messages: Sequence[Message]) -> None:
+        self.waiting.set()
+        wait_for(self.room, "room in the bus")
+        if self.stopping:
+            raise Overflow("stopping")
+        self.messages += [json.loads(message.data) for message in messages]
+
+    def has_passed_on(self, *, wait: bool = False) -> bool:
+        self.waits += wait
+        return wait or self.flows.is_set()
+
+    def shown(self) -> list[tuple[str, bool]]:
+        return [(each["pattern"], each.get("revoked", False)) for each in self.messages]
+
+
+class Fixture:
+    """A reconciler on a file, and what it asks for and rejects."""
+
+    def __init__(self, path: Path, bus: FakeBus, **config: Any) -> None:
+        self.bus = bus
+        self.index = Index(path)
+        self.asked: list[str] = []
+        self.rejected: list[str] = []
+        self.reconciler = Reconciler(
+            "misp",
+            msgspec.convert(config, InstanceConfig),
+            self.index,
+            bus,
+            self._ask,
+            lambda reason, _: self.rejected.append(reason),
+            lambda _: False,
+            lambda: 1_800_000_000.0,
+        )
+
+    def _ask(self, event: str) -> bool:
+        self.asked.append(event)
+        return True
+
+    def take(self, *documents: dict[str, Any]) -> None:
+        self.reconciler.take([json.dumps(document).encode() for document in documents])
+
+    def answer(self, *attributes: dict[str, Any], **event: Any) -> None:
+        """Apply an event as REST gives it."""
+        found = {"id": "1", "uuid": EVENT, "info": "one", "Attribute": list(attributes), **event}
+        self.reconciler.apply_event(model.read_event(found))
+
+
+Make = Callable[..., Fixture]
+
+
+@pytest.fixture
+def bus() -> FakeBus:
+    return FakeBus()
+
+
+@pytest.fixture
+def make(tmp_path: Path, bus: FakeBus) -> Iterator[Make]:
+    made: list[Fixture] = []
+
+    def maker(**config: Any) -> Fixture:
+        for each in made:
+            each.index.close()
+        made.append(Fixture(tmp_path / "misp" / "index.sqlite", bus, **config))
+        return made[-1]
+
+    yield maker
+    for each in made:
+        each.index.close()
+
+
+def ip(last: int) -> str:
+    return f"[ipv4-addr:value = '192.0.2.{last}']"
+
+
+def fill_disk(index: Index) -> None:
+    """Let the file grow no more."""
+    (pages,) = index._db.execute("PRAGMA page_count").fetchone()
+    index._db.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def empty_disk(index: Index) -> None:
+    index._db.execute("PRAGMA max_page_count = 1000000")
+
+
+# The bus.
+
+
+def test_who_only_asks_something_does_not_wait_for_a_bus_that_is_full(
+    make: Make, bus: FakeBus
+) -> None:
+    misp = make()
+    bus.room.clear()
+    source = threading.Thread(target=misp.take, args=(attribute_message(),), daemon=True)
+    source.start()
+    wait_for(bus.waiting, "the source at the full bus")
+    asking = threading.Thread(target=misp.reconciler.knows, args=(EVENT,), daemon=True)
+    asking.start()
+    finished(asking)
+    bus.room.set()
+    finished(source)
+
+
+def test_messages_reach_the_bus_in_the_order_in_which_the_index_has_them(
+    make: Make, bus: FakeBus
+) -> None:
+    misp = make()
+    added = captured("attribute_add")
+    bus.room.clear()
+    first = threading.Thread(target=misp.take, args=(added,), daemon=True)
+    first.start()
+    wait_for(bus.waiting, "the first source")
+    deletion = captured("attribute_soft_delete")
+    second = threading.Thread(target=misp.take, args=(deletion,), daemon=True)
+    second.start()
+    bus.room.set()
+    finished(first)
+    finished(second)
+    assert [revoked for _, revoked in bus.shown()] == [False, True]
+
+
+def test_what_waits_on_disk_is_bounded_while_the_bus_never_rests(
+    make: Make, bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_UNSETTLED", 10)
+    misp = make()
+    bus.flows.clear()
+    for _ in range(35):
+        misp.take(attribute_message())
+        misp.reconciler.settle()
+        assert len(misp.index.outbox()[1]) < 10
+    assert bus.waits == 3
+
+
+def test_what_a_bus_that_is_stopping_does_not_take_is_published_by_the_next_and_then_forgotten(
+    make: Make, bus: FakeBus
+) -> None:
+    bus.stopping = True
+    make().take(attribute_message(value="192.0.2.1"))
+    assert bus.messages == []
+    bus.stopping = False
+    misp = make()
+    misp.take(attribute_message(value="192.0.2.2"))
+    assert bus.shown() == [(ip(1), False), (ip(2), False)]
+    misp = make()
+    misp.reconciler.recover()
+    assert len(bus.messages) == 4
+    misp.reconciler.settle()
+    make().reconciler.recover()
+    assert len(bus.messages) == 4
+
+
+# The disk.
+
+
+def test_nothing_of_what_a_full_disk_did_not_take_is_published_and_all_of_it_once_there_is_room(
+    make: Make, bus: FakeBus
+) -> None:
+    misp = make()
+    documents = [
+        attribute_message(value=f"192.0.2.{number}", comment="x" * 9000) for number in range(20)
+    ]
+    fill_disk(misp.index)
+    with pytest.raises(IndexUnusable, match=r"index\.sqlite cannot be written: .*full"):
+        misp.take(*documents)
+    assert bus.messages == []
+    empty_disk(misp.index)
+    misp.take(attribute_message(type="domain", value="small.example"))
+    assert [pattern for pattern, _ in bus.shown()] == ["[domain-name:value = 'small.example']"]
+    misp.take(*documents)
+    assert len(bus.messages) == 21
+
+
+def test_the_index_is_for_its_owner_alone(make: Make, tmp_path: Path) -> None:
+    make().take(attribute_message())
+    for path in (tmp_path / "misp").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "misp").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("harm", ["no database", "no directory"])
+def test_an_index_that_cannot_be_used_is_named(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "misp" / "index.sqlite"
+    if harm == "no database":
+        path.parent.mkdir()
+        path.write_bytes(b"nonsense " * 1000)
+    else:
+        path.parent.write_text("")
+    with pytest.raises(IndexUnusable, match=r"the index .*index\.sqlite cannot be used: "):
+        Index(path)
