@@ -25,6 +25,8 @@ from threatbus.errors import ThreatBusError
 
 #: Changes when the tables do; an index of another version is made anew, and healing fills it.
 VERSION = 1
+#: Attributes that are read with one statement.
+READ_AT_ONCE = 500
 
 _SCHEMA = """
 CREATE TABLE attributes (
@@ -84,6 +86,8 @@ class Index:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             # Entries of this transaction that are not written yet: many at once cost a third.
             self._unwritten: dict[str, Entry] = {}
+            # What was read for this transaction: one look for many costs a third, too.
+            self._read: dict[str, Entry | None] = {}
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
@@ -114,6 +118,8 @@ class Index:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            finally:
+                self._read.clear()
         except sqlite3.Error as error:
             raise IndexUnusable(f"the index {self._path} cannot be written: {error}") from error
 
@@ -127,8 +133,21 @@ class Index:
         """Give what is known of an attribute."""
         if (unwritten := self._unwritten.get(uuid)) is not None:
             return unwritten
+        if uuid in self._read:
+            return self._read[uuid]
         row = self._db.execute("SELECT * FROM attributes WHERE uuid = ?", (_key(uuid),)).fetchone()
         return _entry(row) if row else None
+
+    def read(self, uuids: Sequence[str]) -> None:
+        """Read what is known of many attributes at once, for `entry` within this transaction."""
+        for start in range(0, len(uuids), READ_AT_ONCE):
+            asked = uuids[start : start + READ_AT_ONCE]
+            self._read |= dict.fromkeys(asked)
+            places = ", ".join("?" * len(asked))
+            rows = self._db.execute(
+                f"SELECT * FROM attributes WHERE uuid IN ({places})", list(map(_key, asked))
+            )
+            self._read |= {entry.uuid: entry for entry in map(_entry, rows)}
 
     def entries_of(self, event: str) -> list[Entry]:
         """Give what is known of an event's attributes."""
@@ -138,7 +157,7 @@ class Index:
 
     def put(self, entry: Entry) -> None:
         """Remember an attribute, within a transaction."""
-        self._unwritten[entry.uuid] = entry
+        self._unwritten[entry.uuid] = self._read[entry.uuid] = entry
 
     def _write(self) -> None:
         if self._unwritten:

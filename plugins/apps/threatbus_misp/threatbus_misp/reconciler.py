@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -42,6 +42,11 @@ class Bus(Protocol):
 
     def has_passed_on(self, *, wait: bool = False) -> bool:
         """Say whether the bus has passed on all that was put; waits for it, unless it stops."""
+
+
+_Message: TypeAlias = (
+    model.AttributeMessage | model.SightingMessage | model.EventMessage | model.TagMessage
+)
 
 
 @dataclass
@@ -101,6 +106,9 @@ class Reconciler:
         self._unsettled = 0
         # Of the events that were named last: many attributes of one event come in a row.
         self._contexts: dict[str, Context] = {}
+        self._events: dict[str, Event] = {}
+        # What an attribute's message said of its event last, and what came of it.
+        self._last_excerpt: tuple[object, Context] | None = None
         #: Epoch before which what is not on the bus is history: REST answers are full of it.
         self.horizon = 0
         self.counters = Counters()
@@ -109,25 +117,48 @@ class Reconciler:
 
     def take(self, documents: Sequence[bytes]) -> None:
         """Apply messages of MISP (the JSON of each), in order. What is broken is rejected."""
+        messages = [self._read(data) for data in documents]
         with self._publishing():
-            for data in documents:
-                self._take_one(data)
+            self._index.read(
+                [m.attribute.uuid for m in messages if isinstance(m, model.AttributeMessage)]
+            )
+            for message, data in zip(messages, documents, strict=True):
+                self._apply(message, data)
 
-    def _take_one(self, data: bytes) -> None:
+    def _read(self, data: bytes) -> _Message | Rejected:
+        """Give the message that a document is, or why it is none."""
         try:
+            # As MISP writes nearly all of them.
+            if data.startswith(b'{"Attribute"'):
+                return model.decode_attribute_message(data)
             keys = _KEYS.decode(data)
             if keys.attribute is not msgspec.UNSET:
-                self._on_attribute(model.decode_attribute_message(data))
-            elif keys.sighting is not msgspec.UNSET:
-                self._on_sighting(model.decode_sighting_message(data))
-            elif keys.event is not msgspec.UNSET:
-                self._on_event(model.decode_event_message(data))
-            elif keys.tag is not msgspec.UNSET:
-                self._on_tag(model.decode_tag_message(data))
-            else:
-                raise Rejected("no Attribute, Event, Tag or Sighting")
+                return model.decode_attribute_message(data)
+            if keys.sighting is not msgspec.UNSET:
+                return model.decode_sighting_message(data)
+            if keys.event is not msgspec.UNSET:
+                return model.decode_event_message(data)
+            if keys.tag is not msgspec.UNSET:
+                return model.decode_tag_message(data)
+            return Rejected("no Attribute, Event, Tag or Sighting")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            self._note_rejected(f"not a JSON object: {error}", data)
+            return Rejected(f"not a JSON object: {error}")
+        except Rejected as error:
+            return error
+
+    def _apply(self, message: _Message | Rejected, data: bytes) -> None:
+        try:
+            match message:
+                case model.AttributeMessage():
+                    self._on_attribute(message)
+                case model.SightingMessage():
+                    self._on_sighting(message)
+                case model.EventMessage():
+                    self._on_event(message)
+                case model.TagMessage():
+                    self._on_tag(message)
+                case Rejected():
+                    raise message
         except Rejected as error:
             self._note_rejected(error.reason, data)
 
@@ -359,7 +390,8 @@ class Reconciler:
             if reference and self._ask(reference):
                 # The whole event comes, and this attribute with it.
                 return
-        tags = [tag.name for tag in (*(attribute.tags or ()), *_tags_of(event))]
+        tags = [tag.name for tag in attribute.tags or ()]
+        tags += [name for name, _ in event.tags or ()] if event is not None else []
         if not self._filters.let_pass(attribute.type, tags, event):
             self.counters.filtered += 1
             self._withdraw(entry, edited=attribute.timestamp or 0)
@@ -380,7 +412,7 @@ class Reconciler:
             if entry.published and entry.content == content:
                 self.counters.unchanged += 1
                 return
-            version = self._version_of(attribute, event, entry)
+            version = self._version_of(attribute, event, entry.created, entry.modified)
         self.counters.published += 1
         self._out.append(Message(INDICATOR, version.data))
         self._index.put(
@@ -404,36 +436,30 @@ class Reconciler:
     ) -> bytes | None:
         if not attribute.to_ids or attribute.deleted or self._is_held_back(entry, attribute):
             return None
-        tags = [tag.name for tag in (*(attribute.tags or ()), *_tags_of(event))]
+        tags = [tag.name for tag in attribute.tags or ()]
+        tags += [name for name, _ in event.tags or ()] if event is not None else []
         if not self._filters.let_pass(attribute.type, tags, event):
             return None
         try:
-            version = self._version_of(attribute, event)
-            if entry is None:
-                return version.data
             # As it was published, so that it does not overwrite what is newer.
-            return indicators.indicator_of(
-                attribute,
-                _event_of(event),
-                event_tags=_tags_of(event),
-                created=entry.created,
-                last_modified=entry.modified - 1,
-                lifetime=self._lifetime(attribute.type),
-                url=self._config.api.host if self._config.api.key else None,
-            ).data
+            published = (entry.created, entry.modified - 1) if entry is not None else (None, None)
+            return self._version_of(attribute, event, *published).data
         except Rejected:
             return None
 
     def _version_of(
-        self, attribute: Attribute, event: Context | None, last: Entry | None = None
+        self,
+        attribute: Attribute,
+        event: Context | None,
+        created: int | None = None,
+        last_modified: int | None = None,
     ) -> indicators.Version:
-        """Map an attribute: as if for the first time, or as the version after `last`."""
+        """Map an attribute: as if for the first time, or as the version after another one."""
         return indicators.indicator_of(
             attribute,
-            _event_of(event),
-            event_tags=_tags_of(event),
-            created=last.created if last is not None else None,
-            last_modified=last.modified if last is not None else None,
+            self._events.get(event.uuid) if event is not None else None,
+            created=created,
+            last_modified=last_modified,
             lifetime=self._lifetime(attribute.type),
             url=self._config.api.host if self._config.api.key else None,
         )
@@ -495,9 +521,15 @@ class Reconciler:
 
     def _keep(self, context: Context) -> Context:
         if len(self._contexts) >= MAX_CONTEXTS:
-            self._contexts.clear()
+            self._forget_contexts()
         self._contexts[context.uuid] = context
+        self._events[context.uuid] = _event_of(context)
         return context
+
+    def _forget_contexts(self) -> None:
+        self._contexts.clear()
+        self._events.clear()
+        self._last_excerpt = None
 
     def _context_of(
         self, event: Event | None, attribute: Attribute, *, visible: bool = False
@@ -506,7 +538,25 @@ class Reconciler:
         if event is None or not event.uuid:
             uuid = self._index.event_with_id(str(attribute.event_id or ""))
             return self._known(uuid) if uuid else None
-        return self._remember(event, self._known(event.uuid.lower()), excerpt=True, visible=visible)
+        said = (
+            event.uuid,
+            event.id,
+            event.info,
+            event.threat_level_id,
+            event.orgc_id,
+            event.tags,
+            event.event_tags,
+            visible,
+        )
+        if self._last_excerpt is not None and self._last_excerpt[0] == said:
+            context = self._last_excerpt[1]
+            # Unless something else was said of it meanwhile.
+            if self._contexts.get(context.uuid) is context:
+                return context
+        known = self._known(event.uuid.lower())
+        context = self._remember(event, known, excerpt=True, visible=visible)
+        self._last_excerpt = (said, context)
+        return context
 
     def _remember(
         self,
@@ -538,8 +588,9 @@ class Reconciler:
             deleted=excerpt and known is not None and known.deleted,
             visible=visible or (known is not None and known.visible),
         )
-        if context != known:
-            self._put_context(context)
+        if known is not None and context == known:
+            return known
+        self._put_context(context)
         return context
 
     def _put_context(self, context: Context) -> None:
@@ -589,7 +640,7 @@ class Reconciler:
         except BaseException:
             # What is not on disk has not happened.
             self._out.clear()
-            self._contexts.clear()
+            self._forget_contexts()
             raise
 
     def _write_out(self) -> int:
@@ -663,12 +714,11 @@ def _uuid_of(event: Event) -> str:
     return event.uuid.lower()
 
 
-def _tags_of(context: Context | None) -> list[Tag]:
-    tags = context.tags or () if context is not None else ()
-    return [Tag(name, exportable=exportable) for name, exportable in tags]
-
-
-def _event_of(context: Context | None) -> Event | None:
-    if context is None:
-        return None
-    return Event(uuid=context.uuid, info=context.info, threat_level_id=context.threat_level)
+def _event_of(context: Context) -> Event:
+    """Give the event as the mapping reads it."""
+    return Event(
+        uuid=context.uuid,
+        info=context.info,
+        threat_level_id=context.threat_level,
+        tags=[Tag(name, exportable=exportable) for name, exportable in context.tags or ()],
+    )
