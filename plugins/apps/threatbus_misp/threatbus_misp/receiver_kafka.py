@@ -16,7 +16,7 @@ from threatbus_misp.config import KafkaConfig
 logger = logging.getLogger("threatbus.misp.kafka")
 
 #: Messages that are handed over together.
-BATCH: Final = 2000
+BATCH: Final = 1000
 #: Seconds that Kafka may take to say which topics it has.
 METADATA_SECS: Final = 10.0
 RECONNECT_CAP_SECS: Final = 30.0

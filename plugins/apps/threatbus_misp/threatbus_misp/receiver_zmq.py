@@ -33,7 +33,7 @@ TOPICS: Final = frozenset(
 )
 ALIVE: Final = b"misp_json_self"
 #: Frames that are handed over together.
-BATCH: Final = 2000
+BATCH: Final = 1000
 #: Frames that may wait here: MISP drops what it cannot send at once.
 RECEIVE_MARK: Final = 100_000
 RECONNECT_MS: Final = 100
