@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DISTRIBUTIONS := . $(wildcard plugins/apps/*/ plugins/backbones/*/)
-SETUPS := setup.py $(wildcard plugins/*/*/setup.py)
+DISTRIBUTIONS := . $(wildcard plugins/apps/*/ plugins/backbones/*/) $(dir $(wildcard apps/*/setup.py))
+SETUPS := setup.py $(wildcard plugins/*/*/setup.py apps/*/setup.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help run install test lint bench clean debian-packages broker-module

@@ -91,7 +91,7 @@ class Publisher(Session):
         if len(frame) > LARGE_BYTES:
             self._xpub.setsockopt(zmq.SNDHWM, PIPE_LARGE_MESSAGES)
         if self.handed_over % LOOK_EVERY == 0:
-            self._check_connected()
+            self.check_connected()
         try:
             self._xpub.send(frame, zmq.NOBLOCK)
         except zmq.Again:
@@ -103,6 +103,20 @@ class Publisher(Session):
                 "which is probably more than its max_message_size"
             )
 
+    def settle(self) -> None:
+        """End the subscription that told the ports: for a publisher that stands for long.
+
+        Nothing reads what comes for it, and without signs of life the bus would complain of it.
+        """
+        p2p, self._p2p = self._p2p, None
+        if p2p is not None:
+            self._manage.unsubscribe(p2p)
+
+    def check_connected(self) -> None:
+        """Raise `Undelivered` if the connection was lost, also if it is back."""
+        if self._was_lost():
+            raise self._undelivered(f"the connection to {self._endpoint} was lost")
+
     def finish(self, linger: float = MAX_LINGER_SECS) -> None:
         """Wait until all has left, `linger` seconds at most; raises `Undelivered` if it has not.
 
@@ -113,7 +127,7 @@ class Publisher(Session):
             p2p = self._fresh_p2p()
         except (BusUnreachable, Refused) as error:
             raise self._undelivered(str(error).splitlines()[0]) from error
-        self._check_connected()
+        self.check_connected()
         deadline = Deadline(linger)
         self._close_outlet(linger)
         if deadline.over:
@@ -169,17 +183,13 @@ class Publisher(Session):
         """
         deadline = Deadline(self._timeout)
         while not topic.startswith(tuple(self._prefixes)):
-            self._check_connected()
+            self.check_connected()
             if not self._xpub.poll(int((deadline.remaining() or 0) * 1000)):
                 raise self._undelivered(f"the bus at {self._endpoint} takes nothing on {topic}")
             frame = self._xpub.recv()
             if frame[:1] == b"\x01":
                 self._prefixes.append(frame[1:].decode("latin-1"))
         self._wanted.add(topic)
-
-    def _check_connected(self) -> None:
-        if self._was_lost():
-            raise self._undelivered(f"the connection to {self._endpoint} was lost")
 
     def _was_lost(self, within_ms: int = 0) -> bool:
         return self._loss is None or bool(self._loss.poll(within_ms))
@@ -191,7 +201,7 @@ class Publisher(Session):
         deadline = Deadline(self._max_stall)
         self._xpub.setsockopt(zmq.SNDTIMEO, SEND_TIMEOUT_MS)
         while True:
-            self._check_connected()
+            self.check_connected()
             try:
                 self._xpub.send(frame)
             except zmq.Again:

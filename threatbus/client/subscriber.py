@@ -62,11 +62,17 @@ class Subscriber(Session):
         snapshot: float = 0,
         name: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECS,
+        read_ahead: int = 0,
         on_change: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Subscribe; raises `BusUnreachable` or `Refused`. `snapshot` is in days."""
+        """Subscribe; raises `BusUnreachable` or `Refused`. `snapshot` is in days.
+
+        `read_ahead` frames are read before `receive` asks for them, 0: all that come. What there
+        is no room for waits at the bus; the bus of old drops it.
+        """
         self._endpoint = endpoint
         self._timeout = timeout
+        self._read_ahead = read_ahead
         self._on_change = on_change
         # Threat Bus 2022.5.16 knows whole days only.
         days = int(snapshot) if snapshot == int(snapshot) else snapshot
@@ -105,6 +111,15 @@ class Subscriber(Session):
             if messages or deadline.over or self._wait(deadline, watch):
                 return messages
 
+    def keep_up(self, timeout: float) -> None:
+        """Show signs of life for `timeout` seconds and read nothing: for an app with no room."""
+        deadline = Deadline(timeout)
+        while True:
+            self._keep_up()
+            if deadline.over:
+                return
+            self._wait(deadline, None, reading=False)
+
     def close(self) -> None:
         """Unsubscribe, if the bus is there to hear it, and close the sockets. Idempotent."""
         p2p, self._p2p = self._p2p, None
@@ -135,12 +150,12 @@ class Subscriber(Session):
         kind = head[len(self._p2p or "") :]
         return Message(_TOPIC_OF_KIND.get(kind) or kind.decode("latin-1"), data)
 
-    def _wait(self, deadline: Deadline, watch: int | None) -> bool:
+    def _wait(self, deadline: Deadline, watch: int | None, *, reading: bool = True) -> bool:
         """Wait for anything to do; True if `watch` is closed."""
         import zmq  # noqa: PLC0415
 
         poller = zmq.Poller()
-        for socket in (self._manage.socket, self._sub, self._monitor):
+        for socket in (self._manage.socket, self._sub if reading else None, self._monitor):
             if socket is not None:
                 poller.register(socket, zmq.POLLIN)
         if watch is not None:
@@ -165,8 +180,7 @@ class Subscriber(Session):
                 self._left_over = [*messages, *self._left_over]
             self._close_sub()
         if self._sub is None:
-            # No high-water mark: a PUB of the old bus drops what a SUB has no room for.
-            self._sub = self._connections.open(zmq.SUB, reply.pub_port, RCVHWM=0)
+            self._sub = self._connections.open(zmq.SUB, reply.pub_port, RCVHWM=self._read_ahead)
             changes = zmq.Event.CONNECTED | zmq.Event.DISCONNECTED
             self._monitor = self._sub.get_monitor_socket(changes)
             self._pub_port = reply.pub_port
