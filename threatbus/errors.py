@@ -8,6 +8,7 @@
     ├── PluginError        a plugin is missing, broken, or names a hook that does not exist
     ├── Rejected           a message that the border does not let in
     │   └── NotCarried     … because it is of a type that the bus does not carry
+    ├── ControlError       the control socket cannot be opened; the bus goes on without it
     ├── Overflow           a queue that is full, or that a policy has closed
     ├── BusUnreachable     a client found nothing that answers at its endpoint
     ├── Refused            a client got an answer, but not what it asked for
@@ -75,6 +76,10 @@ class NotCarried(Rejected):
 
 class Overflow(ThreatBusError):
     """A queue had no room, or was closed because it had none."""
+
+
+class ControlError(ThreatBusError):
+    """The control socket cannot be opened: another bus has it, or the system does not allow it."""
 
 
 class BusUnreachable(ThreatBusError):
