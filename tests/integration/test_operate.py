@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from helpers.buses import Buses, TestPlugins
 from helpers.documents import encode, indicator
+from helpers.waiting import eventually, finished
 
 import threatbus
 from integration.cli_helpers import BusProcess, Process
 from integration.cli_helpers import run as run_command
 from threatbus.control import ask
 from threatbus.errors import BusUnreachable
+from threatbus.rejects import MAX_KEPT_BYTES, RejectStore, stored
 
 
 @pytest.fixture
@@ -121,3 +124,84 @@ def test_status_holds_no_secret(tmp_path: Path, start_bus: Buses, plugins: TestP
     plugins.app("secretive", Secretive)
     bus = start_bus({"secretive": {"password": "hunter2", "url": "https://u:hunter2@x"}})
     assert "hunter2" not in json.dumps(ask(bus.control.path, "status"))
+
+
+# rejected
+
+
+def reject(bus: BusProcess, document: bytes) -> Path:
+    """Have the bus reject a frame; gives its state directory once that is kept."""
+    state = bus.config.parent / "state"
+    kept = len(list(stored(state)))
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context.socket(zmq.PUB) as socket:
+        socket.connect(bus.doors.address("sub"))
+
+        def is_kept() -> bool:
+            # A PUB drops what it sends before it is connected.
+            socket.send(b"stix2/indicator " + document)
+            return len(list(stored(state))) > kept
+
+        eventually(is_kept)
+    context.destroy(linger=0)
+    return state
+
+
+def test_what_was_rejected_is_listed_and_shown(bus: BusProcess) -> None:
+    reject(bus, b'{"type": "indicator"}')
+    listed = run_command("rejected", "-c", str(bus.config))
+    heading, first, *_ = listed.stdout.decode().splitlines()
+    assert heading.split() == ["NUMBER", "TIME", "ORIGIN", "BYTES", "REASON"]
+    assert first.split()[0] == "1"
+    assert "zmq" in first
+    shown = run_command("rejected", "show", "1", "-c", str(bus.config))
+    assert shown.returncode == 0
+    assert shown.stdout == b'{"type": "indicator"}\n', "fit to be edited and published"
+    assert b"topic: stix2/indicator" in shown.stderr
+    assert b"reason: " in shown.stderr
+
+
+def test_what_was_rejected_is_read_when_the_bus_has_ended(bus: BusProcess) -> None:
+    state = reject(bus, b"garbage")
+    assert bus.end() == 0
+    done = run_command("rejected", "list", "--directory", str(state))
+    assert done.returncode == 0
+    assert b"NUMBER" in done.stdout
+
+
+def test_what_is_still_wrong_is_not_published_again(bus: BusProcess) -> None:
+    reject(bus, b'{"type": "indicator"}')
+    done = run_command(
+        "rejected", "publish", "1", "-c", str(bus.config), "--endpoint", bus.endpoint
+    )
+    assert done.returncode == 1
+    assert b"rejected: " in done.stderr
+    assert status_of(bus)["accepted"] == 0
+
+
+def test_what_is_right_by_now_is_published_again(bus: BusProcess, tmp_path: Path) -> None:
+    """Rejected, as by a bus with a smaller border; its frame bears the topic it came with."""
+    store = RejectStore(tmp_path / "store", 100, 1_000_000)
+    store.start()
+    store.add("zmq", "too new", b"stix2/indicator " + encode(indicator()))
+    store.add("zmq", "too large", b"stix2/indicator " + b" " * MAX_KEPT_BYTES)
+    store.stop()
+    finished(store)
+    options = ["--directory", str(tmp_path / "store"), "--endpoint", bus.endpoint]
+    done = run_command("rejected", "publish", "1", *options)
+    assert done.returncode == 0, done.stderr
+    assert b"published 1 object" in done.stderr
+    assert status_of(bus)["accepted"] == 1
+    cut = run_command("rejected", "publish", "2", *options)
+    assert cut.returncode == 1
+    assert b"only the first 65,536 were kept" in cut.stderr
+
+
+def test_a_number_that_is_not_there_and_an_empty_store_are_said_to_be(tmp_path: Path) -> None:
+    missing = run_command("rejected", "show", "7", "--directory", str(tmp_path))
+    assert missing.returncode == 1
+    assert b"there is no message 7" in missing.stderr
+    empty = run_command("rejected", "--directory", str(tmp_path))
+    assert empty.returncode == 0
+    assert b"nothing that was rejected is kept" in empty.stderr
+    assert run_command("rejected", "show", "--directory", str(tmp_path)).returncode == 2

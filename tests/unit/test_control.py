@@ -196,7 +196,7 @@ def test_a_path_that_is_too_long_for_a_socket_is_said_to_be(tmp_path: Path) -> N
 
 
 def test_a_directory_that_cannot_be_made_is_named() -> None:
-    with pytest.raises(ControlError, match="control[.]sock cannot be made"):
+    with pytest.raises(ControlError, match=r"control\.sock cannot be made"):
         ControlSocket(Path("/proc/nowhere"), {}).open()
 
 
