@@ -10,13 +10,15 @@ It knows subscribers and messages, and nothing of the tools at the ends.
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +29,8 @@ import threatbus.logger as bus_logging
 from threatbus import config as bus_config
 from threatbus import plugins
 from threatbus.border import Border
-from threatbus.errors import Overflow, PluginError
+from threatbus.control import ControlSocket
+from threatbus.errors import ControlError, Overflow, PluginError
 from threatbus.gate import Gate
 from threatbus.hookspecs import APP_GROUP, BACKBONE_GROUP
 from threatbus.intake import Intake
@@ -247,7 +250,7 @@ class ThreatBus:
     """One running bus. Made by `threatbus.start`; ended by `stop`.
 
     Objects it owns: the gates, the intake, one inq per backbone, the subscriptions, the snapshots,
-    the reject store. Two buses in one process share none of them.
+    the reject store, the control socket. Two buses in one process share none of them.
     """
 
     def __init__(
@@ -262,6 +265,7 @@ class ThreatBus:
         self._drain_timeout = core.drain_timeout
         directory = Path(core.state_directory)
         self.rejects = RejectStore(directory, core.rejected.messages, core.rejected.bytes)
+        self.control = ControlSocket(directory, {"status": lambda _: self.status()})
         self._gate = Gate()
         self._outq_gate = Gate(upstream=self._gate)
         self.intake = Intake(self._gate, self.rejects)
@@ -284,7 +288,11 @@ class ThreatBus:
         # Serialises stop(); set once everything is down.
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        self._failed: list[str] = []
+        self._failed: list[Plugin] = []
+        # What `status` says of the bus as a whole; times by the wall clock and the monotonic one.
+        self._state = "starting"
+        self._started_at = datetime.now(UTC)
+        self._started = time.monotonic()
 
     @property
     def running(self) -> bool:
@@ -294,10 +302,11 @@ class ThreatBus:
     @property
     def lost_parts(self) -> list[str]:
         """The names of configured plugins that the bus does without, since they did not start."""
-        return list(self._failed)
+        return [plugin.name for plugin in self._failed]
 
     def _start(self) -> None:
         self.rejects.start()
+        self._open_control()
         started: list[Plugin] = []
         try:
             self._start_backbones(started)
@@ -306,8 +315,17 @@ class ThreatBus:
             self.intake.close(timeout=0)
             self._take_down(started, time.monotonic())
             raise
-        for name in self._failed:
+        for name in self.lost_parts:
             logger.error("running WITHOUT plugin %s, see above", name)
+        self._state = "running"
+
+    def _open_control(self) -> None:
+        try:
+            self.control.open()
+            self.control.start()
+        except ControlError as error:
+            # Messages flow without it, and its sentence says all: no traceback.
+            logger.error("running WITHOUT control socket: %s", error)  # noqa: TRY400
 
     def _start_backbones(self, started: list[Plugin]) -> None:
         for backbone in list(self._backbones):
@@ -352,7 +370,7 @@ class ThreatBus:
     def _do_without(self, plugin: Plugin, started: list[Plugin]) -> None:
         """Take down a plugin that has not started."""
         started.remove(plugin)
-        self._failed.append(plugin.name)
+        self._failed.append(plugin)
         self._end_plugin(plugin, STOP_TIMEOUT_SECS)
 
     def _services(self, section: Any) -> Services:
@@ -434,6 +452,29 @@ class ThreatBus:
             "lost_parts": self.lost_parts,
         }
 
+    def status(self) -> dict[str, Any]:
+        """Say how the bus is doing: what `stats` gives, and which parts run since when.
+
+        Nothing of the configuration is in it but names, so no secret is.
+        """
+        running = [*self._backbones, *self._apps]
+        return {
+            "version": importlib.metadata.version("threatbus"),
+            "pid": os.getpid(),
+            "state": self._state,
+            "started": self._started_at.isoformat(timespec="seconds"),
+            "uptime_seconds": round(time.monotonic() - self._started, 1),
+            "plugins": [
+                {
+                    "name": plugin.name,
+                    "kind": "backbone" if plugin.group == BACKBONE_GROUP else "app",
+                    "state": "lost" if plugin in self._failed else "running",
+                }
+                for plugin in [*running, *self._failed]
+            ],
+            **self.stats(),
+        }
+
     # The end.
 
     def stop(self) -> None:
@@ -441,11 +482,13 @@ class ThreatBus:
 
         1. Sources: app plugins take nothing more in, and inq closes.
         2. What is in flight reaches the outqs, then whoever reads, within the drain timeout.
-        3. Plugins stop: apps, then backbones, each with a time limit of its own.
+        3. Plugins stop: apps, then backbones, each with a time limit of its own. The control socket
+           answers until then.
         """
         with self._stopping:
             if self._stopped.is_set():
                 return
+            self._state = "stopping"
             began = time.monotonic()
             deadline = began + self._drain_timeout
             for app in self._apps:
@@ -493,7 +536,11 @@ class ThreatBus:
         self.subscriptions.close()
         self.snapshots.stop()
         self.rejects.stop()
+        self.control.stop()
         self.rejects.join(STOP_TIMEOUT_SECS)
+        if self.control.ident is not None:
+            self.control.join(STOP_TIMEOUT_SECS)
+        self.control.close()
 
     def _end_plugin(self, plugin: Plugin, seconds: float) -> None:
         if plugin.group == BACKBONE_GROUP:

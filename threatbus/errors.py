@@ -8,6 +8,7 @@
     ├── PluginError        a plugin is missing, broken, or names a hook that does not exist
     ├── Rejected           a message that the border does not let in
     │   └── NotCarried     … because it is of a type that the bus does not carry
+    ├── ControlError       the control socket cannot be opened; the bus goes on without it
     ├── Overflow           a queue that is full, or that a policy has closed
     ├── ConnectionLost     a tool at the other end of a plugin's connection is not there
     ├── BusUnreachable     a client found nothing that answers at its endpoint
@@ -83,6 +84,10 @@ class ConnectionLost(ThreatBusError):
 
     What was to be sent was not handed over. The plugin connects again; whoever sent, sends anew.
     """
+
+
+class ControlError(ThreatBusError):
+    """The control socket cannot be opened: another bus has it, or the system does not allow it."""
 
 
 class BusUnreachable(ThreatBusError):

@@ -1,9 +1,10 @@
 """What the border did not let in: counted, logged, and kept for the operator.
 
 The store is two files of JSON lines in the state directory, readable by the bus's user alone.
-When the newer one is full it replaces the older one. A line holds `time` (ISO 8601, UTC),
-`origin` (the door), `reason`, `size` (bytes of the message), and the message itself in `data`,
-or base64 in `data_base64` where it is no UTF-8; what exceeds `MAX_KEPT_BYTES` is cut off.
+When the newer one is full it replaces the older one. A line holds `number` (it grows, also over
+restarts), `time` (ISO 8601, UTC), `origin` (the door), `reason`, `size` (bytes of the message), and
+the message itself in `data`, or base64 in `data_base64` where it is no UTF-8; what exceeds
+`MAX_KEPT_BYTES` is cut off. `stored` reads it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import logging
 import os
 import threading
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -25,6 +28,8 @@ from threatbus.workers import StoppableWorker
 
 logger = logging.getLogger("threatbus.rejects")
 
+#: The two files, the older one first.
+FILE_NAMES: Final = ("rejected.1.jsonl", "rejected.jsonl")
 #: Bytes of one rejected message that are kept.
 MAX_KEPT_BYTES = 64 * 1024
 #: Rejected messages that wait to be written; under a flood the newest of each second are kept.
@@ -45,9 +50,10 @@ class RejectedMessage:
     size: int
     data: bytes
 
-    def to_line(self) -> bytes:
+    def to_line(self, number: int) -> bytes:
         """Give the JSON line of the store."""
         fields: dict[str, object] = {
+            "number": number,
             "time": self.time.isoformat(),
             "origin": self.origin,
             "reason": self.reason,
@@ -58,6 +64,38 @@ class RejectedMessage:
         except UnicodeDecodeError:
             fields["data_base64"] = base64.b64encode(self.data).decode()
         return msgspec.json.encode(fields) + b"\n"
+
+
+class StoredReject(msgspec.Struct, frozen=True):
+    """One line of the store, as the operator reads it back."""
+
+    number: int
+    time: str
+    origin: str
+    reason: str
+    size: int
+    data: str | None = None
+    data_base64: str = ""
+
+    @property
+    def content(self) -> bytes:
+        """The bytes that were kept; fewer than `size` if they were cut off."""
+        return base64.b64decode(self.data_base64) if self.data is None else self.data.encode()
+
+
+def stored(directory: Path) -> Iterator[StoredReject]:
+    """Read the store in a state directory, the oldest first; whether its bus runs or not.
+
+    Lines that are damaged (the disk was full, the bus was killed) are left out. Raises OSError.
+    """
+    for name in FILE_NAMES:
+        try:
+            content = (directory / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        for line in content.splitlines():
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                yield msgspec.json.decode(line, type=StoredReject)
 
 
 class RejectStore(StoppableWorker):
@@ -82,16 +120,18 @@ class RejectStore(StoppableWorker):
         self._log = RateLimited(logger)
         # Lines in the newer file, None as long as nobody has counted; belongs to the worker.
         self._lines: int | None = None
+        # The number of the next line, None before the first; belongs to the worker, too.
+        self._next_number: int | None = None
 
     @property
     def path(self) -> Path:
         """The newer of the two files."""
-        return self._directory / "rejected.jsonl"
+        return self._directory / FILE_NAMES[1]
 
     @property
     def older_path(self) -> Path:
         """The older of the two files."""
-        return self._directory / "rejected.1.jsonl"
+        return self._directory / FILE_NAMES[0]
 
     @property
     def total(self) -> int:
@@ -162,18 +202,32 @@ class RejectStore(StoppableWorker):
             self._changed.notify()
 
     def _write(self, batch: list[RejectedMessage]) -> None:
-        lines = self._newest_that_fit([message.to_line() for message in batch])
+        lines: list[bytes] = []
         try:
+            first = self._numbers_for(batch)
+            lines = self._newest_that_fit(
+                [message.to_line(number) for number, message in enumerate(batch, first)]
+            )
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._rotate_for(sum(map(len, lines)), len(lines))
             self._append(lines)
         except OSError as error:
             self._log.log(
-                "disk", logging.ERROR, "%d rejected messages not kept: %s", len(lines), error
+                "disk", logging.ERROR, "%d rejected messages not kept: %s", len(batch), error
             )
             lines = []
         with self._changed:
             self._not_kept += len(batch) - len(lines)
+
+    def _numbers_for(self, batch: list[RejectedMessage]) -> int:
+        """Give the number of the first message of `batch`, and go on after its last."""
+        if self._next_number is None:
+            self._next_number = 1 + max(
+                (each.number for each in stored(self._directory)), default=0
+            )
+        first = self._next_number
+        self._next_number += len(batch)
+        return first
 
     def _newest_that_fit(self, lines: list[bytes]) -> list[bytes]:
         """Give the last of `lines` that one file may hold."""

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from helpers.buses import Buses, TestPlugins
 from helpers.documents import encode, indicator, sighting
@@ -72,7 +72,8 @@ def test_the_plugin_in_the_documentation_takes_in_and_gives_out(
     found = re.search(r'"(\w+) = threatbus_datagrams:(\w+)"', setup)
     assert found
     plugins.app(found[1], getattr(plugins.imported(module), found[2]))
-    assert found[1] in yaml12.parse(config, "config.yaml")["plugins"]["apps"]
+    written: Any = yaml12.parse(config, "config.yaml")
+    assert found[1] in written["plugins"]["apps"]
     doors = Doors.free()
     listen, send_to = free_ports(2)
     document, seen = encode(indicator()), encode(sighting())

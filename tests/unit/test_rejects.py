@@ -8,6 +8,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from helpers.waiting import eventually, finished
 
 from threatbus import rejects
-from threatbus.rejects import MAX_KEPT_BYTES, RejectStore
+from threatbus.rejects import MAX_KEPT_BYTES, RejectedMessage, RejectStore, stored
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,7 @@ def test_a_rejected_message_is_kept_with_its_time_its_origin_and_the_reason(
     close(store)
     [record] = records(store.path)
     assert record.pop("time").endswith("+00:00")
+    assert record.pop("number") == 1
     assert record == {"origin": "zmq", "reason": "no STIX: it is empty", "size": 2, "data": "{}"}
 
 
@@ -277,3 +279,37 @@ def test_a_store_of_an_earlier_run_counts_and_its_torn_line_costs_only_itself(
     close(third)
     assert [record["data"] for record in records(third.path)] == ["9"]
     assert third.older_path.read_bytes().splitlines() == lines
+
+
+# Reading it back
+
+
+def test_what_is_kept_is_read_back_the_oldest_first(start_store: Stores) -> None:
+    store = start_store()
+    store.path.parent.mkdir(parents=True)
+    older = RejectedMessage(datetime.now(UTC), "zmq", "reason", 1, b"1")
+    store.older_path.write_bytes(older.to_line(1))
+    store.add("zmq", "reason", b"\xff")
+    store.add("zmq", "reason", b"3")
+    close(store)
+    assert numbers(start_store) == [1, 2, 3]
+    assert [each.content for each in stored(start_store.directory)] == [b"1", b"\xff", b"3"]
+
+
+def test_numbers_go_on_after_a_restart_and_a_damaged_line_costs_only_itself(
+    start_store: Stores,
+) -> None:
+    first = start_store()
+    first.add("zmq", "reason", b"1")
+    close(first)
+    with first.path.open("ab") as file:
+        file.write(b'{"number": 2, "time')
+    second = start_store()
+    second.add("zmq", "reason", b"2")
+    close(second)
+    assert numbers(start_store) == [1, 2]
+    assert second.not_kept == 0
+
+
+def numbers(stores: Stores) -> list[int]:
+    return [each.number for each in stored(stores.directory)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from threatbus import config
 from threatbus.client import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_SECS, Endpoint
+from threatbus.control import SOCKET_NAME
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -53,6 +56,29 @@ def add_endpoint(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TIMEOUT_SECS,
         help="how long the bus may take to answer (default: %(default)g)",
     )
+
+
+def add_socket(parser: argparse.ArgumentParser) -> None:
+    """Add what a command needs to find the control socket of a running bus."""
+    add_config(parser)
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        type=Path,
+        help=f"the bus's control socket (default: {SOCKET_NAME} in the state_directory that the "
+        "configuration says)",
+    )
+
+
+def socket_path(arguments: argparse.Namespace) -> Path:
+    """Find the control socket, as the options of `add_socket` say; raises InvalidConfig."""
+    given: Path | None = arguments.socket
+    return state_directory(arguments.config) / SOCKET_NAME if given is None else given
+
+
+def state_directory(config_file: str | None) -> Path:
+    """Find where the bus of this configuration keeps its files; raises InvalidConfig."""
+    return Path(config.read_core(config.load(config_file)).state_directory)
 
 
 def endpoint(text: str) -> Endpoint:

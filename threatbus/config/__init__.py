@@ -52,7 +52,7 @@ from threatbus.config.schema import (
 )
 from threatbus.config.source import PREFIX, Source, load
 from threatbus.config.values import EnvText
-from threatbus.config.whole import Checked, PluginInfo, Section, read
+from threatbus.config.whole import Checked, PluginInfo, Section, read, read_core
 from threatbus.config.wording import describe, is_secret, nearest
 
 __all__ = [
@@ -86,4 +86,5 @@ __all__ = [
     "load",
     "nearest",
     "read",
+    "read_core",
 ]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
-from threatbus.config.check import Checker
+from threatbus.config.check import Checker, check_section
 from threatbus.config.schema import CoreConfig
 from threatbus.config.source import Source, summed_up
 from threatbus.config.values import as_mapping, match, plain, same_key, variables_of
@@ -133,6 +133,14 @@ def read(
         plain_backbones=_for_run(written["backbones"], structs["backbones"]),
         warnings=tuple(summed_up(checker.warnings)),
     )
+
+
+def read_core(source: Any) -> CoreConfig:
+    """Check the core's settings alone, for commands that run no plugin; raises InvalidConfig."""
+    core, errors = check_section(_tree(source), CoreConfig, "", [])
+    if core is None:
+        raise InvalidConfig(errors)
+    return core
 
 
 def _tree(source: Any) -> dict[str, object]:
