@@ -27,6 +27,7 @@ from typing import Any, Final
 import msgspec
 
 from threatbus.errors import BusUnreachable, ControlError, Refused
+from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
 
 logger = logging.getLogger("threatbus.control")
@@ -62,7 +63,7 @@ class ControlSocket(StoppableWorker):
 
     `open` binds it, `start` begins to answer, `stop` ends that and `close` removes it. The thread
     blocks in one `poll` on what it waits for (the socket, or the one connection that it serves,
-    for `CONNECTION_SECS` at most) and on the eventfd that `stop` triggers. It ends after `stop`.
+    for `CONNECTION_SECS` at most) and on the `Wakeup` that `stop` triggers. It ends after `stop`.
     It takes no lock for longer than reading counters does, so messages never wait for it.
     """
 
@@ -73,8 +74,8 @@ class ControlSocket(StoppableWorker):
         # Both are made by open(); the worker only uses them.
         self._listener: socket.socket | None = None
         self._lock_fd: int | None = None
-        # What stop() triggers; closed with the object, since stop() may come at any time.
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # What stop() triggers, at any time.
+        self._wake = Wakeup()
 
     def open(self) -> None:
         """Bind the socket; raises `ControlError` if another bus has it, or it cannot be made."""
@@ -110,7 +111,7 @@ class ControlSocket(StoppableWorker):
     def stop(self) -> None:
         """Ask the worker to end and wake it."""
         super().stop()
-        os.eventfd_write(self._wake, 1)
+        self._wake()
 
     def close(self) -> None:
         """Remove the socket and let go of the lock; for when the worker has ended. Idempotent."""
@@ -123,9 +124,7 @@ class ControlSocket(StoppableWorker):
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
-
-    def __del__(self) -> None:
-        os.close(self._wake)
+        self._wake.close()
 
     # Before the thread runs.
 
@@ -174,7 +173,7 @@ class ControlSocket(StoppableWorker):
         """Wait for `event`; False once `deadline` (monotonic) is over or `stop` was called."""
         poll = select.poll()
         poll.register(channel, event)
-        poll.register(self._wake, select.POLLIN)
+        poll.register(self._wake.fileno(), select.POLLIN)
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
         return bool(poll.poll(left)) and self._running()
 
