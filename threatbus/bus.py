@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -48,6 +48,8 @@ logger = logging.getLogger("threatbus.bus")
 STOP_TIMEOUT_SECS = 5.0
 #: Seconds after which a reader that has taken nothing is not waited for at the end.
 STALLED_SECS = 1.0
+#: Stands for a section that is not there; null is one that is.
+_NONE: Final = object()
 
 
 @dataclass(frozen=True)
@@ -474,6 +476,38 @@ class ThreatBus:
             ],
             **self.stats(),
         }
+
+    # While it runs.
+
+    def reload(self, config: Any) -> None:
+        """Reopen log files and set log levels as `config` (see `start`) says; the rest stays.
+
+        What else is different there is logged, since it takes a restart. Raises `InvalidConfig`
+        or `ConfigError` and changes nothing if anything in `config` is wrong.
+        """
+        apps, backbones = plugins.installed(APP_GROUP), plugins.installed(BACKBONE_GROUP)
+        checked = bus_config.read(config, apps, backbones)
+        bus_logging.setup(checked.core.logging, "threatbus")
+        for warning in checked.warnings:
+            logger.warning("%s", warning)
+        if waiting := self._changed_sections(checked):
+            logger.warning("takes effect at the next start only: %s", ", ".join(waiting))
+
+    def _changed_sections(self, new: bus_config.Checked) -> list[str]:
+        """Name what differs from the configuration that runs, apart from logging."""
+        old = self.checked
+        ours = [name for name in old.core.__struct_fields__ if name not in ("logging", "plugins")]
+        changed = [name for name in ours if getattr(old.core, name) != getattr(new.core, name)]
+        for group, before, after in (
+            ("backbones", old.plain_backbones, new.plain_backbones),
+            ("apps", old.plain_apps, new.plain_apps),
+        ):
+            names = sorted(before.keys() | after.keys())
+            different = (
+                name for name in names if before.get(name, _NONE) != after.get(name, _NONE)
+            )
+            changed += [f"plugins.{group}.{name}" for name in different]
+        return changed
 
     # The end.
 

@@ -146,6 +146,10 @@ class Terminal:
         self.process.send_signal(signum)
         return self.process.wait(SECONDS)
 
+    def hang_up(self) -> None:
+        """Take the terminal away, as when its window is closed."""
+        os.close(self._screen)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()

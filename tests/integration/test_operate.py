@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from helpers.documents import encode, indicator
 from helpers.waiting import eventually, finished
 
 import threatbus
-from integration.cli_helpers import BusProcess, Process
+from integration.cli_helpers import BusProcess, Process, Terminal, write_config
 from integration.cli_helpers import run as run_command
+from testbed.ports import Doors
 from threatbus.control import ask
 from threatbus.errors import BusUnreachable
 from threatbus.rejects import MAX_KEPT_BYTES, RejectStore, stored
@@ -205,3 +207,56 @@ def test_a_number_that_is_not_there_and_an_empty_store_are_said_to_be(tmp_path: 
     assert empty.returncode == 0
     assert b"nothing that was rejected is kept" in empty.stderr
     assert run_command("rejected", "show", "--directory", str(tmp_path)).returncode == 2
+
+
+# SIGHUP
+
+
+def configure(bus: BusProcess, **sections: Any) -> None:
+    """Write these sections into the configuration of a running bus, and have it reload."""
+    bus.config.write_text(json.dumps({**json.loads(bus.config.read_text()), **sections}))
+    bus.process.send_signal(signal.SIGHUP)
+
+
+def test_sighup_reads_log_levels_and_files_anew(bus: BusProcess, tmp_path: Path) -> None:
+    log = tmp_path / "new.log"
+    configure(bus, logging={"console_verbosity": "ERROR", "file": True, "filename": str(log)})
+    eventually(lambda: "reloaded: " in log.read_text() if log.exists() else False)
+    publish(bus, b" " + encode(indicator()))
+    assert "threatbus publish #1 subscribes" in log.read_text()
+    assert "threatbus publish #1 subscribes" not in bus.stderr
+    log.rename(tmp_path / "old.log")
+    configure(bus)
+    eventually(lambda: "reloaded: " in log.read_text() if log.exists() else False)
+    assert status_of(bus)["accepted"] == 1, "the bus itself went on"
+    assert bus.end() == 0
+
+
+def test_sighup_refuses_a_broken_configuration_as_a_whole(bus: BusProcess) -> None:
+    configure(bus, logging={"console_verbosity": "ERROR"}, drain_timeout="soon")
+    bus.says("not reloaded, the old configuration goes on: drain_timeout: ")
+    bus.config.write_text("{")
+    bus.process.send_signal(signal.SIGHUP)
+    eventually(lambda: bus.stderr.count("not reloaded") >= 2)
+    assert "reloaded: log files" not in bus.stderr
+    publish(bus, encode(indicator()))
+    assert bus.end() == 0
+    assert "SIGTERM: stopping" in bus.stderr, "the level is the old one"
+
+
+def test_sighup_names_what_takes_a_restart(bus: BusProcess) -> None:
+    zmq_section = {**bus.doors.section, "grace": 5}
+    configure(
+        bus, drain_timeout=3, plugins={"backbones": {"inmem": None}, "apps": {"zmq": zmq_section}}
+    )
+    bus.says("takes effect at the next start only: drain_timeout, plugins.apps.zmq")
+    configure(bus, drain_timeout=10.0)
+    bus.says("next start only: plugins.apps.zmq")
+
+
+def test_a_bus_whose_terminal_is_gone_stops_at_sighup(tmp_path: Path) -> None:
+    config = write_config(tmp_path, Doors.free())
+    screen = Terminal("-c", str(config))
+    screen.shows("Ctrl-C stops the bus.")
+    screen.hang_up()
+    assert screen.end(signal.SIGHUP) == 0

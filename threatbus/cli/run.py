@@ -32,8 +32,13 @@ logger = logging.getLogger("threatbus.cli")
 
 DETAILS = """\
 SIGTERM or Ctrl-C stops it: it takes nothing more in, delivers what is under way (drain_timeout
-seconds at most) and exits with 0. A second signal exits at once. Exit codes: 2 the configuration
-is wrong, 1 the bus does not start.
+seconds at most) and exits with 0. A second signal exits at once. SIGHUP reopens log files and reads
+log levels anew from the configuration; a configuration that is wrong is logged and refused. Exit
+codes: 2 the configuration is wrong, 1 the bus does not start.
+
+examples:
+  threatbus -c config.yaml
+  kill -HUP PID          after logging.console_verbosity was changed in config.yaml
 """
 
 
@@ -46,7 +51,7 @@ def add_parser(commands: Commands) -> None:
 
 def command(arguments: argparse.Namespace) -> NoReturn:
     """Run the bus, and end the process."""
-    signals = StopSignals()
+    signals = Signals()
     signals.install()
     _raise_file_limit()
     try:
@@ -59,8 +64,11 @@ def command(arguments: argparse.Namespace) -> NoReturn:
         _leave(FAILED)
 
 
-class StopSignals:
+class Signals:
     """SIGTERM and SIGINT: the first asks the bus to stop, a second one ends the process.
+
+    SIGHUP asks it to reload, unless it says that the terminal on which the bus runs is gone: then
+    it stops it, as for any program.
 
     Installed in the main thread before anything starts. The handler only leaves a note; a queue
     is used, since `threading.Event` may deadlock when a handler sets it while its thread waits.
@@ -69,35 +77,58 @@ class StopSignals:
     def __init__(self) -> None:
         self._notes: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._asked = False
+        self._on_terminal = _on_terminal()
 
     def install(self) -> None:
-        """Take the two signals."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        """Take the signals."""
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
 
     def wait(self) -> signal.Signals:
-        """Block until the first signal; at once if it has already come."""
+        """Block until the next signal; at once if it has already come."""
         return signal.Signals(self._notes.get())
 
     def _on_signal(self, signum: int, _: FrameType | None) -> None:
+        if signum == signal.SIGHUP and not (self._on_terminal and not _on_terminal()):
+            self._notes.put(signum)
+            return
         if self._asked:
             os._exit(128 + signum)
         self._asked = True
-        self._notes.put(signum)
+        # The number of one that stops it, whichever came.
+        self._notes.put(signal.SIGTERM if signum == signal.SIGHUP else signum)
 
 
-def _run(path: str | None, signals: StopSignals) -> int:
+def _on_terminal() -> bool:
+    """Say whether any of the standard streams is a terminal that is still there."""
+    return any(os.isatty(descriptor) for descriptor in range(3))
+
+
+def _run(path: str | None, signals: Signals) -> int:
     bus = threatbus.start(config.load(path))
     # What lives now lives until the end: the collector need not look at it again.
     gc.collect()
     gc.freeze()
     notify("READY=1")
     _announce(bus)
-    caught = signals.wait()
+    while (caught := signals.wait()) == signal.SIGHUP:
+        _reload(bus, path)
     logger.info("%s: stopping", caught.name)
     notify("STOPPING=1")
     bus.stop()
     return OK
+
+
+def _reload(bus: ThreatBus, path: str | None) -> None:
+    """Read the configuration again; one that is wrong changes nothing."""
+    logger.info("SIGHUP: reloading")
+    try:
+        bus.reload(config.load(path))
+    except ThreatBusError as error:
+        for line in str(error).splitlines():
+            logger.error("not reloaded, the old configuration goes on: %s", line)  # noqa: TRY400
+    else:
+        logger.info("reloaded: log files are open anew, log levels as configured")
 
 
 def _raise_file_limit() -> None:
