@@ -31,8 +31,8 @@ class Receiver(Protocol):
 class Receivers(Protocol):
     """The publisher, as the manager sees it."""
 
-    def add(self, p2p: str, name: str) -> Receiver:
-        """Make ready to deliver to `p2p`."""
+    def add(self, p2p: str, name: str, label: str) -> Receiver:
+        """Make ready to deliver to `p2p`; `label` is what monitoring calls it."""
 
     def remove(self, p2p: str) -> None:
         """Deliver to `p2p` no more."""
@@ -127,7 +127,7 @@ class Manager:
         p2p = mapping.new_p2p_topic()
         self._number += 1
         name = request.name or "subscriber"
-        receiver = self._receivers.add(p2p, f"{name} #{self._number}")
+        receiver = self._receivers.add(p2p, f"{name} #{self._number}", name)
         self._subscriptions[p2p] = Subscription(request.topics, receiver)
         try:
             self._subscribe(request.topics, receiver.outq, request.snapshot)
