@@ -75,13 +75,13 @@ class Handler(BaseHTTPRequestHandler):
         """Read with a deadline."""
         super().setup()
         self._reader = TimedReader(self.connection)
-        self.rfile = io.BufferedReader(self._reader)
+        self.rfile = self._buffered = io.BufferedReader(self._reader)
 
     def handle_one_request(self) -> None:
         """Wait for a request, read it, answer it."""
         try:
             self._reader.allow(IDLE_SECS)
-            if not self.rfile.peek(1):
+            if not self._buffered.peek(1):
                 self.close_connection = True
                 return
             self._reader.allow(REQUEST_SECS)
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answer."""
         self._answer()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_GET  # noqa: N815
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Say what is wrong with a request that cannot be read."""

@@ -35,10 +35,9 @@ class History(StoppableWorker):
     It blocks in a wait of `INTERVAL_SECS` that `stop` ends, and ends after that.
     """
 
-    def __init__(self, view: BusView, interval: float = INTERVAL_SECS) -> None:
+    def __init__(self, view: BusView) -> None:
         super().__init__(name="web history")
         self._view = view
-        self._interval = interval
         # Appended to by this thread alone; a copy of a deque is made in one step.
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES)
 
@@ -46,7 +45,7 @@ class History(StoppableWorker):
         """Sample until stopped."""
         while self._running():
             self._samples.append(self._sample())
-            self._stop_asked.wait(self._interval)
+            self._stop_asked.wait(INTERVAL_SECS)
 
     def points(self) -> dict[str, Any]:
         """Give, for each pair of samples: epoch, rates a second, and what waited.
@@ -58,8 +57,8 @@ class History(StoppableWorker):
         if samples and newest.at - samples[-1].at >= 1.0:
             samples.append(newest)
         return {
-            "interval_seconds": self._interval,
-            "span_seconds": self._interval * (SAMPLES - 1),
+            "interval_seconds": INTERVAL_SECS,
+            "span_seconds": INTERVAL_SECS * (SAMPLES - 1),
             "fields": ["time", "in", "out", "rejected", "dropped", "waiting"],
             "points": [_point(*pair) for pair in pairwise(samples)],
         }

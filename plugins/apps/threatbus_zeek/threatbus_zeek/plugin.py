@@ -46,7 +46,7 @@ class ZeekPlugin:
         errors: list[ConfigError] = []
         report = services.report
         for transport in _transports(settings):
-            transport.state = report.connection(transport.name)
+            transport.state = report.connection(transport.name.removeprefix("zeek "))
             link = Link(
                 settings, services, inq, subscribe_callback, unsubscribe_callback, transport
             )

@@ -122,7 +122,11 @@ class Endpoint(StoppableWorker):
         if errors:
             self._close_sockets()
             raise InvalidConfig(errors)
-        self._state.up(f"listening on {self._config.host}")
+        config = self._config
+        self._state.up(
+            f"listening on {config.host}: manage {config.manage}, pub {config.pub}, "
+            f"sub {config.sub}"
+        )
         self._poller = zmq.Poller()
         self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
         monitors = [monitor.socket for monitor in self._monitors()]

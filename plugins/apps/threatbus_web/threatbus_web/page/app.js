@@ -5,14 +5,12 @@ import { $, fill } from "./dom.js";
 import * as views from "./views.js";
 import { count } from "./words.js";
 
-const STATUS_MS = 2000;
-const HISTORY_MS = 5000;
+const LOOK_MS = 2000;
 const AGAIN_MS = 2000;
 const TYPING_MS = 250;
 const MOST_RECENT = 200;
 
-const known = { status: null, history: { points: [], span_seconds: 900 }, rejected: { newest: [] }, heard: Date.now() };
-let asked = 0;
+const known = { status: null, history: null, rejected: null, heard: Date.now() };
 let following = null;
 let paused = false;
 let held = [];
@@ -45,13 +43,8 @@ function refused() {
 // Status
 
 async function look() {
-  const wantsHistory = Date.now() - asked >= HISTORY_MS;
   try {
-    known.status = await get("/api/status");
-    if (wantsHistory) {
-      [known.history, known.rejected] = await Promise.all([get("/api/history"), get("/api/rejected")]);
-      asked = Date.now();
-    }
+    [known.status, known.history, known.rejected] = await Promise.all(["status", "history", "rejected"].map((name) => get(`/api/${name}`)));
     known.heard = Date.now();
     views.showBack();
     show();
@@ -73,7 +66,7 @@ function show() {
 async function keepLooking() {
   for (;;) {
     if (token.get() && !document.hidden) await look();
-    await pause(STATUS_MS);
+    await pause(LOOK_MS);
   }
 }
 

@@ -8,6 +8,7 @@ const STALLED_SECONDS = 5;
 const MOST_SUBSCRIBERS = 100;
 
 export function showState(status) {
+  $("main").classList.remove("unknown");
   const ready = status.ready;
   const pill = $("state");
   pill.dataset.state = ready ? "ready" : "unready";
@@ -74,6 +75,7 @@ export function showMeters(status, history) {
       make("p", { class: "now" }, shown, meter.unit ? make("small", {}, "per second") : ""),
       make("p", { class: "more" }, `${meter.total(status)} · ${peakShown}`),
       plot(points, history.span_seconds, label),
+      make("span", { class: "ago", "aria-hidden": "true" }, `${Math.round(history.span_seconds / 60)} min ago`),
     );
   }
 }
@@ -136,16 +138,15 @@ export function showSubscribers(status) {
 function subscriber(name, each) {
   const [tone, word] = stateOf(each);
   const topics = each.topics.map((topic) => topic.replace(/^stix2\//, "") || "everything").join(", ");
-  const given = make("td", { class: "num wide" }, count(each.put));
   return make(
     "tr",
     {},
-    make("td", {}, name, make("span", { class: "muted" }, `${each.plugin} · ${topics}`)),
+    make("td", {}, name, make("span", { class: "muted" }, [each.plugin, topics || "no topics"].join(" · "))),
     make("td", {}, make("span", { class: "mark", "data-tone": tone }, word)),
-    make("td", { class: "num", title: bytes(each.bytes) }, count(waiting(each))),
-    make("td", { class: "num" }, lag(each.lag_seconds)),
-    given,
-    make("td", { class: "num", "data-tone": each.dropped ? "bad" : undefined }, count(each.dropped)),
+    make("td", { class: "num", "data-name": "waiting", title: bytes(each.bytes) }, count(waiting(each))),
+    make("td", { class: "num", "data-name": "lag" }, lag(each.lag_seconds)),
+    make("td", { class: "num", "data-name": "given" }, count(each.put)),
+    make("td", { class: "num", "data-name": "dropped", "data-tone": each.dropped ? "bad" : undefined }, count(each.dropped)),
   );
 }
 
@@ -207,7 +208,7 @@ export function showTrace(wanted, answer) {
 }
 
 function traced(each) {
-  const facts = [each.withdrawn ? `withdrawn at ${clock(each.withdrawn_at)}` : "in force, as far as the bus knows", `${count(each.sightings)} sightings`];
+  const facts = [each.withdrawn ? `withdrawn at ${clock(each.withdrawn_at)}` : "in force, as far as the bus knows", each.sightings === 1 ? "1 sighting" : `${count(each.sightings)} sightings`];
   return make(
     "section",
     { class: "traced" },
