@@ -228,6 +228,8 @@ class Subscriber:
             self._guard.deadline = max(self._guard.deadline, deadline)
             if not self._guard.lets_pass(body):
                 self.outdated_bodies += 1
+                if self.outlet is not None:
+                    self.outlet.body_outdated()
                 return False
             self.queue.put_many([body])
             if self.outlet is not None:

@@ -108,7 +108,7 @@ def families(view: BusView) -> list[Family]:
     put("rejected_not_kept", view.rejects.not_kept)
     put("refused", view.intake.refused)
     put("snapshot_answers_unclaimed", view.snapshots.unclaimed)
-    put("snapshot_bodies_outdated", sum(each.outdated_bodies for each in view.subscribers()))
+    put("snapshot_bodies_outdated", sum(record.outdated_bodies for _, record in view.records()))
     put("ring_messages", view.observer.ring.messages)
     put("ring_bytes", view.observer.ring.bytes)
     for (origin, reason), count in view.rejects.counts.items():

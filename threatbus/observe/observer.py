@@ -87,6 +87,10 @@ class Outlet:
         self.totals.add(self._record.counting.of(batch))
         self._record.ring.delivered(batch, self.queue.name, self.queue.given)
 
+    def body_outdated(self) -> None:
+        """Note that an object of a snapshot was dropped, since something newer had come live."""
+        self._record.body_outdated()
+
     def passed_body(self, body: Message) -> None:
         """Note that the queue has been given one object of a snapshot, which is not traced."""
         if not self.queue.closed:
@@ -115,8 +119,9 @@ class PluginRecord:
         self.received = TopicTotals()
         self._arrivals = arrivals
         self._labels = labels
-        # Guards the three fields below: subscribers, and what those that have gone had got.
+        # Guards the fields below: subscribers, and what those that have gone had got.
         self._lock = threading.Lock()
+        self.outdated_bodies = 0
         self._outlets: dict[int, Outlet] = {}
         self._gone = TopicTotals()
         self._dropped_by_gone: dict[str, int] = {}
@@ -152,6 +157,11 @@ class PluginRecord:
             self._gone.add(list(outlet.totals.by_topic().items()))
             total = self._dropped_by_gone.get(outlet.label, 0) + dropped
             self._dropped_by_gone[outlet.label] = total
+
+    def body_outdated(self) -> None:
+        """Count an object of a snapshot that something newer has overtaken."""
+        with self._lock:
+            self.outdated_bodies += 1
 
     def outlets(self) -> list[Outlet]:
         """Give the subscribers that there are."""

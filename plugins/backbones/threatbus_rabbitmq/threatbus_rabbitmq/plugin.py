@@ -86,7 +86,7 @@ class RabbitMQBackbone:
         )
         self._publisher.when_unrouted(self._consumer.bind_again)
         inq.when_ready(self._publisher.note_ready)
-        _report(services.report, self._publisher, self._consumer)
+        report_to(services.report, self._publisher, self._consumer)
         if self._has_listener:
             self._consumer.release()
         self._consumer.start()
@@ -138,7 +138,7 @@ class RabbitMQBackbone:
         self._publisher = self._consumer = None
 
 
-def _report(report: PluginReport, publisher: Publisher, consumer: Consumer) -> None:
+def report_to(report: PluginReport, publisher: Publisher, consumer: Consumer) -> None:
     """Offer what is to be seen of both connections from outside."""
     publisher.state = report.connection("publisher")
     consumer.state = report.connection("consumer")
