@@ -16,7 +16,7 @@ from threatbus.errors import ConfigError, ConnectionLost, InvalidConfig
 from threatbus.logger import RateLimited
 from threatbus.workers import Backoff
 from threatbus_zeek import wire
-from threatbus_zeek.config import SECTION, ZeekConfig, checked_url
+from threatbus_zeek.config import SECTION, ZeekConfig, checked_url, without_login
 from threatbus_zeek.events import TOPICS
 from threatbus_zeek.transport import Arrived, Garbled, Incoming, PeerAdded, PeerLost
 from threatbus_zeek.values import Event
@@ -102,7 +102,9 @@ class Reader(StoppableWorker):
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None, inbox: Inbox) -> None:
-        super().__init__(name=f"reader of {url}")
+        #: The address as it may be shown.
+        self.address = without_login(url)
+        super().__init__(name=f"reader of {self.address}")
         self._url = url
         self._tls = tls
         self._inbox = inbox
@@ -126,8 +128,8 @@ class Reader(StoppableWorker):
                         type(error).__name__,
                         logging.WARNING,
                         "no connection to Zeek at %s (%s), trying again",
-                        self._url,
-                        error or type(error).__name__,
+                        self.address,
+                        _explain(error),
                     )
             self._stop_asked.wait(backoff.next())
 
@@ -186,7 +188,7 @@ class Reader(StoppableWorker):
             raise wire.BadFrame(f"it refuses: {frame.code}, {frame.context}")
         if not isinstance(frame, wire.Ack):
             raise wire.BadFrame("it does not begin with an acknowledgement")
-        logger.info("connected to Zeek %s at %s", frame.version, self._url)
+        logger.info("connected to Zeek %s at %s", frame.version, self.address)
 
     def _take(self, raw: bytes) -> None:
         try:
@@ -201,7 +203,7 @@ class Reader(StoppableWorker):
                 frame.code,
                 logging.WARNING,
                 "Zeek at %s refuses an event (%s, %s): is threatbus.zeek loaded there?",
-                self._url,
+                self.address,
                 frame.code,
                 frame.context,
             )
@@ -214,7 +216,7 @@ class WebSocketTransport:
 
     def __init__(self, url: str, config: ZeekConfig) -> None:
         self.url = checked_url(url)
-        self.name = f"zeek websocket {self.url}"
+        self.name = f"zeek websocket {without_login(self.url)}"
         self._config = config
         self._inbox = Inbox()
         self._reader: Reader | None = None
@@ -271,3 +273,13 @@ class WebSocketTransport:
             found = f"{self._config.ca_file!r}, which cannot be read ({error})"
             allowed = "a file with certificates in PEM"
             raise InvalidConfig([ConfigError(f"{SECTION}.ca_file", found, allowed)]) from None
+
+
+def _explain(error: BaseException) -> str:
+    """Say what is wrong with a connection, and which key sets whom the bus trusts."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return str(error) or type(error).__name__
+    return (
+        f"its certificate is refused: {error.verify_message}; {SECTION}.ca_file names the "
+        "certificates that are trusted"
+    )
