@@ -61,7 +61,7 @@ class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How many subscriptions there may be at once."""
     max_subscribers_per_peer: PositiveInt = 5_000
     """How many of them one key, or without keys one host, may have."""
-    max_requests_per_second: PositiveInt = 500
+    max_requests_per_second: PositiveInt = 2_000
     """Management requests that one key, or without keys one connection, may make."""
 
     def __post_init__(self) -> None:
