@@ -172,7 +172,7 @@ class Publisher(Session):
         socket = self._outlet.open(zmq.XPUB, port, XPUB_NODROP=1, SNDHWM=PIPE_MESSAGES)
         if not socket.poll(int(self._timeout * 1000)):
             what = f"the bus at {self._endpoint} answers, but the port for publishing does not:\n"
-            raise silence(replace(self._endpoint, port=port), self._timeout, what)
+            raise silence(replace(self._endpoint, port=port), self._timeout, "XPUB", what)
         return socket
 
     def _await_interest(self, topic: str) -> None:

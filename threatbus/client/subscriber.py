@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +17,7 @@ from threatbus.client.connection import (
     explain_refusal,
 )
 from threatbus.client.endpoint import Endpoint
-from threatbus.client.silence import refusal
+from threatbus.client.silence import event_of, refusal
 from threatbus.errors import BusUnreachable
 from threatbus.messages import (
     INDICATOR,
@@ -262,9 +261,7 @@ class Subscriber(Session):
         import zmq  # noqa: PLC0415
 
         while self._monitor is not None and self._monitor.poll(0):
-            # The number of the event comes first (zmq_socket_monitor(3)).
-            event = int.from_bytes(self._monitor.recv_multipart()[0][:2], sys.byteorder)
-            if event not in (zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED):
+            if event_of(self._monitor) not in (zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED):
                 self._sub_is_dead = True
         if self._manage.waiting:
             # The request may have gone down with the connection.

@@ -85,6 +85,8 @@ class Endpoint(StoppableWorker):
         self.gatekeeper = (
             Gatekeeper(self._context, config.curve, clock) if config.curve.secret_key else None
         )
+        # How often the keys had changed when subscriptions were last held against them.
+        self._changes_of_keys = 0
         self._requests = RateLimit(config.max_requests_per_second, clock)
         self.publisher = Publisher(
             services.outq, self._wakeup, self._overflowed, clock, self.gatekeeper
@@ -295,10 +297,12 @@ class Endpoint(StoppableWorker):
 
     def _keep_keys(self, gatekeeper: Gatekeeper, *, asked: bool) -> None:
         """Look for changed keys, before anything is done on their strength; let in and out."""
-        if gatekeeper.ring.refresh():
-            self.manager.end_unauthorised(gatekeeper.ring)
+        gatekeeper.ring.refresh()
         if asked:
             gatekeeper.answer()
+        if gatekeeper.ring.changes != self._changes_of_keys:
+            self._changes_of_keys = gatekeeper.ring.changes
+            self.manager.end_unauthorised(gatekeeper.ring)
 
     def _serve_calls(self) -> None:
         while not self._calls.empty():

@@ -92,7 +92,7 @@ class Gatekeeper:
 
     def _objection(self, key: str, door: str) -> str:
         """Say why the owner of `key` does not get in by `door`; empty if it does."""
-        client = self.ring.get(key)
+        client = self.ring.find(key)
         if client is None:
             return f"its key {key} is not authorised"
         if door == "pub" and not client.reads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,8 @@ logger = logging.getLogger("threatbus.zmq.keys")
 
 #: Seconds after which a change in the directory counts, at the latest, once anything moves.
 LOOK_SECS: Final = 1.0
+#: Seconds between two looks on account of unknown keys, of which anybody may show many.
+SEARCH_SECS: Final = 0.1
 
 
 class Client:
@@ -54,7 +57,10 @@ class KeyRing:
     def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._directory = directory
         self._clock = clock
-        self._next_look = 0.0
+        # When it is time to look again, and to look for a key that is unknown.
+        self._next_look = self._next_search = -math.inf
+        #: How often it has changed.
+        self.changes = 0
         # Of each file: what changes when it does.
         self._seen: Mapping[str, tuple[int, ...]] = {}
         self._clients: dict[str, Client] = {}
@@ -67,28 +73,37 @@ class KeyRing:
         """Give the client with this public key; None if it may not take part."""
         return self._clients.get(key)
 
-    def refresh(self) -> bool:
-        """Look at the directory, if it is time to; True if it has changed."""
-        if self._clock() < self._next_look:
-            return False
+    def find(self, key: str) -> Client | None:
+        """Do as `get`, but look whether a key that is unknown has just been added."""
+        if key not in self._clients and self._clock() >= self._next_search:
+            self._next_search = self._clock() + SEARCH_SECS
+            self._look()
+        return self.get(key)
+
+    def refresh(self) -> None:
+        """Look at the directory, if it is time to."""
+        if self._clock() >= self._next_look:
+            self._look()
+
+    def _look(self) -> None:
         self._next_look = self._clock() + LOOK_SECS
         try:
             seen = _signatures(self._directory)
             if seen == self._seen:
-                return False
+                return
             clients = list(_read_all(self._directory, seen))
         except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             if not self._clients and not self._seen:
-                return False
+                return
             why = error.strerror
             logger.error("%s cannot be read (%s): nobody gets in", self._directory, why)  # noqa: TRY400
             seen, clients = {}, []
         except OSError as error:
             logger.warning("keys stay as they are, %s: %s", self._directory, error.strerror)
-            return False
+            return
         self._seen = seen
         self._replace(clients)
-        return True
+        self.changes += 1
 
     def _replace(self, clients: Iterable[Client]) -> None:
         before, self._clients = self._clients, {}
