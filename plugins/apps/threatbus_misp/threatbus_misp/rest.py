@@ -19,6 +19,7 @@ import ast
 import json
 import logging
 import re
+import ssl as tls
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -698,6 +699,11 @@ def _network_reason(error: Exception) -> str:
     inner: object = error.args[0] if error.args else error
     inner = getattr(inner, "reason", None) or inner  # of urllib3's MaxRetryError
     args: tuple[object, ...] = getattr(inner, "args", ())
+    if args and isinstance(args[0], tls.SSLCertVerificationError):
+        return (
+            f"its certificate is refused: {args[0].verify_message}; "
+            "api.ssl names the certificates that are trusted"
+        )
     if len(args) == 2 and isinstance(args[1], Exception):  # "aborted", and why
         what, why = str(args[0]).rstrip("."), str(args[1])
         return what if why in what else f"{what}: {why}"
