@@ -23,7 +23,7 @@ class Endpoint:
     port: int = DEFAULT_PORT
 
     @classmethod
-    def parse(cls, text: str) -> Endpoint:
+    def parse(cls, text: str, default_port: int = DEFAULT_PORT) -> Endpoint:
         """Read ``tcp://HOST:PORT``, ``HOST:PORT`` or ``HOST``; ValueError says what is wrong."""
         rest = text.removeprefix("tcp://")
         if rest.count(":") > 1 and not rest.startswith("["):
@@ -36,7 +36,7 @@ class Endpoint:
             raise ValueError(f"{text!r} is not of the form tcp://HOST:PORT ({error})") from None
         if not host or found.netloc != rest or port == 0:
             raise ValueError(f"{text!r} is not of the form tcp://HOST:PORT")
-        return cls(host, DEFAULT_PORT if port is None else port)
+        return cls(host, default_port if port is None else port)
 
     def address(self, port: int | None = None) -> str:
         """Give the address of `port` on the same host, as ZeroMQ writes it."""
