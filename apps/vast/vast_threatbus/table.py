@@ -42,10 +42,12 @@ class LookupTable(StoppableWorker):
         self._table = name
         # Set when there is something to do; guards nothing.
         self._work = threading.Event()
-        # Guards the next two.
+        # Guards the next three.
         self._lock = threading.Lock()
         # Keys whose indicators are others than those in the table.
         self._changed: set[str] = set()
+        # How many keys are being written.
+        self._writing = 0
         # Whether nobody knows what is in the table.
         self._unknown = True
         #: Set while the table is there and is kept.
@@ -69,8 +71,9 @@ class LookupTable(StoppableWorker):
 
     @property
     def waiting(self) -> int:
-        """How many keys are yet to be written."""
-        return len(self._changed)
+        """How many keys are yet to be written, or are being written."""
+        with self._lock:
+            return len(self._changed) + self._writing
 
     def stop(self) -> None:
         """Ask it to end, also in the middle of a wait."""
@@ -107,13 +110,17 @@ class LookupTable(StoppableWorker):
         with self._lock:
             anew, self._unknown = self._unknown, False
             keys, self._changed = self._changed, set()
+            if anew:
+                keys = set(self._registry.keys())
+            self._writing = len(keys)
         if anew:
             self._empty()
-            keys = set(self._registry.keys())
         rows = [(key, self._registry.ids(key)) for key in keys]
         self._send(pipelines.update, ({"key": key, "ids": ids} for key, ids in rows if ids))
         if not anew:
             self._send(pipelines.erase, ({"key": key} for key, ids in rows if not ids))
+        with self._lock:
+            self._writing = 0
         if anew:
             self.kept.set()
             logger.info("the lookup table %r is written: %d keys", self._table, len(keys))
