@@ -116,6 +116,17 @@ def test_an_app_may_start_before_its_bus(start_bus: Buses) -> None:
     assert document != second
 
 
+def test_an_app_knows_whether_its_bus_is_there(start_bus: Buses) -> None:
+    doors = Doors.free()
+    first = start_bus({"zmq": doors.section})
+    with App(at(doors), STIX, timeout=0.2) as app:
+        subscribed(app)
+        first.stop()
+        eventually(lambda: not app.connected)
+        start_bus({"zmq": doors.section})
+        subscribed(app)
+
+
 def test_nothing_that_is_published_while_the_bus_is_away_is_lost(
     start_bus: Buses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
