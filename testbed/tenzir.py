@@ -46,6 +46,12 @@ class TenzirNode:
         """Where it listens, as HOST:PORT."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """What makes ``tenzir`` in a shell the program of this node."""
+        path = f"{Path(self.program).parent}{os.pathsep}{os.environ['PATH']}"
+        return {"TENZIR_ENDPOINT": self.endpoint, "PATH": path}
+
     def __enter__(self) -> Self:
         try:
             self.start()

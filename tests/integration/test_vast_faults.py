@@ -182,7 +182,7 @@ def test_a_wrapper_that_was_killed_leaves_nothing_behind_and_goes_on_when_it_ret
 
         eventually(matched, SECONDS)
         assert {"of": [f"{name} of kind LIVE", "$HOME"], "event": {"q": name}} in second.prints()
-        assert "indicators=1i" in eventually(lambda: metrics.exists() and metrics.read_text())
+        eventually(lambda: metrics.exists() and "indicators=1i" in metrics.read_text())
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(SECONDS) == 0
         second.says("stopped: ")

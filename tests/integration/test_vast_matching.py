@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +22,9 @@ from integration.vast_helpers import SECONDS, Stage, domain, host, stage, url
 from testbed.tenzir import TenzirNode
 from threatbus.client import Sighting
 from threatbus.data import MessageType
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "apps" / "vast" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +176,27 @@ def test_what_a_lookup_cannot_find_is_left_out_and_counted(running: Stage) -> No
         indicator("[domain-name:value = 'a' AND domain-name:value = 'b']"),
     )
     eventually(lambda: running.wrapper.counters["indicators_left_out"] == before + 3)
+
+
+def test_the_first_success_of_the_readme_is_one(running: Stage) -> None:
+    (commands,) = re.findall(r"^```sh\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    # What of them starts programs, this stage has done.
+    assert "threatbus publish examples/indicators.json\necho" in commands
+    bundle = json.loads((ROOT / "examples" / "indicators.json").read_text())
+    document = next(each for each in bundle["objects"] if "update.bin" in each.get("pattern", ""))
+    running.platform.publish(document)
+    running.written("http://files.example.net/update.bin")
+    subprocess.run(
+        commands[commands.index("echo") :],
+        shell=True,
+        env={**os.environ, **running.node.client_environment},
+        check=True,
+        timeout=SECONDS,
+    )
+    (found,) = running.platform.awaits(document, "LIVE")
+    assert found.x_threatbus_sighting_context == {
+        "http": {"url": "http://files.example.net/update.bin"}
+    }
 
 
 HOSTILE = (

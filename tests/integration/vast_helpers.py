@@ -76,11 +76,12 @@ class Platform:
         self, document: dict[str, Any], match_type: str | None = None, count: int = 1
     ) -> list[Sighting]:
         """Wait for so many sightings of an indicator, and give them."""
-        return eventually(
-            lambda: found if len(found := self.seen(document, match_type)) >= count else None,
+        eventually(
+            lambda: len(self.seen(document, match_type)) >= count,
             SECONDS,
             f"{count} {match_type or ''} sighting(s) of {document['pattern']}",
         )
+        return self.seen(document, match_type)
 
     def close(self) -> None:
         self.app.close(1.0)

@@ -121,6 +121,7 @@ class RetroMatching(StoppableWorker):
                     self._lost = False
                     self._backoff.reset()
             except EngineClosed:
+                self._backlog.give_back(batch)
                 return
             except EngineError as error:
                 self._failed(batch, error)

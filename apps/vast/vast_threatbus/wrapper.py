@@ -102,9 +102,11 @@ class Wrapper:
             each.stop()
         _join(self._metrics)
         logger.info(
-            "stopped: %d sightings reported, %d hits lost",
+            "stopped: %d sightings reported, %d hits lost, %d indicators not looked for in what is "
+            "stored",
             self.counters["sightings"],
             self.counters["hits_lost"],
+            len(self.backlog),
         )
 
     def _listening_and_matching(self) -> list[StoppableWorker]:
