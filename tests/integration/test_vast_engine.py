@@ -14,7 +14,7 @@ from helpers.waiting import SCALE, eventually, finished
 from vast_threatbus import engine as engine_module
 from vast_threatbus import retro as retro_module
 from vast_threatbus.counters import Counters
-from vast_threatbus.engine import Engine, EngineClosed, EngineError, EngineTimeout
+from vast_threatbus.engine import Engine, EngineClosed, EngineError, EngineTimeout, encoded
 from vast_threatbus.registry import Registry
 from vast_threatbus.reporting import Hits
 from vast_threatbus.retro import Backlog, RetroMatching
@@ -51,7 +51,7 @@ def test_rows_reach_a_pipeline_on_its_standard_input_and_never_in_its_arguments(
         "path.write_text(json.dumps([sys.argv[1:], sys.stdin.read()]))\n",
     )
     rows = [{"key": 'a\' || "b"\n$(c)\x00\\'}, {"key": "--help"}]
-    fake.engine.run("context_update", rows)
+    fake.engine.run("context_update", [encoded(rows)])
     arguments, given = json.loads((tmp_path / "given").read_text())
     assert arguments[-1] == "context_update"
     assert [json.loads(line) for line in given.splitlines()] == rows

@@ -9,14 +9,14 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.documents import encode, indicator
 from helpers.services import tenzir_node
-from helpers.waiting import SCALE, eventually
+from helpers.waiting import eventually
 
 from integration.vast_helpers import SECONDS, Stage, domain, host, stage, url
 from testbed.tenzir import TenzirNode
@@ -146,16 +146,6 @@ def test_an_edited_indicator_is_looked_for_by_its_new_value_alone(running: Stage
     running.node.import_events([{"q": old}, {"q": new}])
     running.platform.awaits(edited, "LIVE")
     assert contexts(running.platform.seen(document)) == [{"q": new}]
-
-
-def test_what_expires_leaves_the_table_by_itself(running: Stage) -> None:
-    name = host()
-    until = datetime.now(UTC) + timedelta(seconds=1.5 * SCALE)
-    running.platform.publish(
-        domain(name, valid_from="2020-01-01T00:00:00Z", valid_until=until.isoformat()[:23] + "Z")
-    )
-    running.written(name)
-    eventually(lambda: name not in running.table(), SECONDS)
 
 
 def test_a_url_matters_in_upper_and_lower_case(running: Stage) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vast_threatbus import metrics, pipelines
 from vast_threatbus.commands import Transformation
-from vast_threatbus.engine import _as_file
+from vast_threatbus.engine import encoded
 from vast_threatbus.lines import Lines
 from vast_threatbus.mapping import (
     Watched,
@@ -129,8 +129,8 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 
 @given(TEXTS)
 def test_any_value_is_one_row(text: str) -> None:
-    with _as_file([{"key": text, "ids": [text]}]) as file:
-        (line,) = file.readlines()
+    line = encoded([{"key": text, "ids": [text]}])
+    assert line.count(b"\n") == 1
     assert line.endswith(b"\n")
     assert json.loads(line) == {"key": text, "ids": [text]}
 

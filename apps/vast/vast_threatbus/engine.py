@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import selectors
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Final
 
@@ -31,7 +29,13 @@ RETRY_MS: Final = 200
 MAX_COMPLAINT: Final = 4096
 READ_BYTES: Final = 256 * 1024
 
-Rows = Iterable[Mapping[str, object]]
+#: Bytes that a pipeline's input is given at once.
+WRITE_BYTES: Final = 64 * 1024
+
+
+def encoded(rows: Iterable[Mapping[str, object]]) -> bytes:
+    """Give rows as a pipeline reads them: a line of JSON for each, whatever it holds."""
+    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
 class EngineError(ThreatBusError):
@@ -65,9 +69,13 @@ class Engine:
         # How many processes were started.
         self.started = 0
 
-    def run(self, pipeline: str, rows: Rows = ()) -> None:
-        """Run a pipeline that prints nothing; `rows` are its input. Raises `EngineError`."""
-        for _ in self._run([*self._command, pipeline], rows, Deadline(SHORT_SECS)):
+    def run(self, pipeline: str, given: Iterable[bytes] = ()) -> None:
+        """Run a pipeline that prints nothing. Raises `EngineError`.
+
+        `given` is its input, in pieces: the next one is asked for when the pipeline has taken the
+        one before, and may take its (short) time. The pipeline starts meanwhile.
+        """
+        for _ in self._run([*self._command, pipeline], given, Deadline(SHORT_SECS)):
             pass
 
     def query(self, pipeline: str, timeout: float) -> Iterator[bytes]:
@@ -92,14 +100,12 @@ class Engine:
         start = [sys.executable, "-I", "-S", lifetime.__file__, str(os.getpid())]
         return [*start, *self._command, pipeline]
 
-    def _run(self, command: list[str], rows: Rows, deadline: Deadline) -> Iterator[bytes]:
+    def _run(
+        self, command: list[str], given: Iterable[bytes], deadline: Deadline
+    ) -> Iterator[bytes]:
         if self.closing:
             raise EngineClosed("the engine is closed")
-        with (
-            self._lifeline() as lifeline,
-            _as_file(rows) as given,
-            _Process(command, given) as process,
-        ):
+        with self._lifeline() as lifeline, _Process(command, given) as process:
             self.started += 1
             yield from process.lines(self._closed, deadline, lifeline)
 
@@ -114,30 +120,21 @@ class Engine:
         return lifeline
 
 
-@contextlib.contextmanager
-def _as_file(rows: Rows) -> Iterator[IO[bytes]]:
-    """Give a file with a line of JSON per row: a pipe would have to be fed meanwhile."""
-    encode = msgspec.json.encode
-    with tempfile.TemporaryFile() as file:
-        file.writelines(encode(row) + b"\n" for row in rows)
-        file.seek(0)
-        yield file
-
-
 class _Process:
     """One run of a pipeline. It is killed in the end: there is nothing that it could save."""
 
-    def __init__(self, command: list[str], given: IO[bytes]) -> None:
+    def __init__(self, command: list[str], given: Iterable[bytes]) -> None:
+        self._given = iter(given)
+        # What its input has not taken yet of a piece.
+        self._unsent = memoryview(b"")
+        self._complaint = b""
+        pipe = subprocess.PIPE
         try:
-            self._process = subprocess.Popen(
-                command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
             raise EngineError(f"{command[0]} cannot be run: {error.strerror}") from None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._out, self._err = self._process.stdout, self._process.stderr
-        self._complaint = b""
+        self._in, self._out, self._err = self._pipes()
+        os.set_blocking(self._in.fileno(), False)
 
     def __enter__(self) -> _Process:
         return self
@@ -145,8 +142,8 @@ class _Process:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        self._out.close()
-        self._err.close()
+        for pipe in (self._in, self._out, self._err):
+            pipe.close()
 
     def lines(self, closed: Wakeup, deadline: Deadline, lifeline: socket.socket) -> Iterator[bytes]:
         """Give what it prints, until it ends as it should; `EngineError` if otherwise."""
@@ -154,11 +151,15 @@ class _Process:
         with selectors.DefaultSelector() as selector:
             for each in (self._out, self._err, closed, lifeline):
                 selector.register(each, selectors.EVENT_READ)
+            selector.register(self._in, selectors.EVENT_WRITE)
             open_pipes = 2
             while open_pipes:
                 ready = {key.fileobj for key, _ in selector.select(deadline.remaining())}
                 if closed in ready:
                     raise EngineClosed("the engine is closed")
+                if self._in in ready and not self._feed():
+                    selector.unregister(self._in)
+                    self._in.close()
                 if self._out in ready:
                     data = os.read(self._out.fileno(), READ_BYTES)
                     yield from cut.feed(data)
@@ -172,6 +173,29 @@ class _Process:
                 if deadline.over:
                     raise EngineTimeout("the pipeline took too long")
         self._check_success(deadline)
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes], IO[bytes]]:
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        return process.stdin, process.stdout, process.stderr
+
+    def _feed(self) -> bool:
+        """Hand over some of the input; False if that was all, or nobody takes it."""
+        if not self._unsent:
+            self._unsent = memoryview(next(self._given, b""))
+        if not self._unsent:
+            return False
+        try:
+            sent = os.write(self._in.fileno(), self._unsent[:WRITE_BYTES])
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            # It has ended; its exit code says why.
+            return False
+        self._unsent = self._unsent[sent:]
+        return True
 
     def _ended(self, selector: selectors.BaseSelector, pipe: IO[bytes], data: bytes) -> bool:
         if not data:

@@ -13,7 +13,7 @@ from threatbus.logger import RateLimited
 from threatbus.workers import Backoff, StoppableWorker
 from vast_threatbus import pipelines
 from vast_threatbus.counters import Counters
-from vast_threatbus.engine import Engine, EngineClosed, EngineError, EngineTimeout
+from vast_threatbus.engine import Engine, EngineClosed, EngineError, EngineTimeout, encoded
 from vast_threatbus.mapping import Watched
 from vast_threatbus.registry import Registry
 from vast_threatbus.reporting import Hits
@@ -154,7 +154,8 @@ class RetroMatching(StoppableWorker):
             # There is none yet; if that is not why, this says what is.
             self._engine.run(pipelines.create(self._table))
         keys = {each.key for each in wanted.values()}
-        self._engine.run(pipelines.update(self._table), ({"key": key, "ids": []} for key in keys))
+        rows = encoded({"key": key, "ids": []} for key in keys)
+        self._engine.run(pipelines.update(self._table), [rows])
 
     def _failed(self, batch: list[str], error: EngineError) -> None:
         self._backlog.give_back(batch)

@@ -6,19 +6,24 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain
 from typing import Final
 
+from threatbus.client.connection import Deadline
 from threatbus.workers import Backoff, StoppableWorker
 from vast_threatbus import pipelines
 from vast_threatbus.counters import Counters
-from vast_threatbus.engine import Engine, EngineClosed, EngineError
+from vast_threatbus.engine import Engine, EngineClosed, EngineError, encoded
 from vast_threatbus.registry import Registry
 
 logger = logging.getLogger("threatbus.vast.table")
 
-#: Rows that one process writes.
-ROWS: Final = 50_000
+#: Rows that a pipeline is given at once.
+ROWS: Final = 5000
+#: Seconds for which a pipeline that has had all waits for more, and seconds for which it goes on
+#: doing so: it takes about 0.2 s to start one, in which a thousand indicators may come.
+GATHER_SECS: Final = 0.05
+MAX_GATHER_SECS: Final = 1.0
 #: Longest delay between two attempts to reach the node.
 MAX_RETRY_SECS: Final = 2.0
 
@@ -66,7 +71,7 @@ class LookupTable(StoppableWorker):
         """Have the table made and written anew: the node was away, or may have been."""
         with self._lock:
             self._unknown = True
-        self.kept.clear()
+            self.kept.clear()
         self._work.set()
 
     @property
@@ -82,9 +87,9 @@ class LookupTable(StoppableWorker):
 
     def run(self) -> None:
         """Write until asked to stop."""
-        self._work.set()
         while self._running():
-            self._work.wait(self._until_expiry())
+            if not self._unknown:
+                self._work.wait(self._until_expiry())
             self._work.clear()
             self._expire()
             try:
@@ -109,23 +114,56 @@ class LookupTable(StoppableWorker):
     def _write(self) -> None:
         with self._lock:
             anew, self._unknown = self._unknown, False
-            keys, self._changed = self._changed, set()
             if anew:
-                keys = set(self._registry.keys())
-            self._writing = len(keys)
+                self._changed = set(self._registry.keys())
         if anew:
             self._empty()
-        rows = [(key, self._registry.ids(key)) for key in keys]
-        self._send(pipelines.update, ({"key": key, "ids": ids} for key, ids in rows if ids))
-        if not anew:
-            self._send(pipelines.erase, ({"key": key} for key, ids in rows if not ids))
+        gone: set[str] = set()
+        rows = self._rows(gone)
+        first = next(rows, None)
+        if first is not None:
+            self._run(pipelines.update, chain([first], rows))
+        # What has come back meanwhile is in the table.
+        gone = {key for key in gone if not self._registry.ids(key)}
+        if gone:
+            self._run(pipelines.erase, [encoded({"key": key} for key in gone)])
         with self._lock:
             self._writing = 0
+            # Unless the node has left once more.
+            if anew and not self._unknown:
+                self.kept.set()
         if anew:
-            self.kept.set()
-            logger.info("the lookup table %r is written: %d keys", self._table, len(keys))
+            logger.info("the lookup table %r is written anew", self._table)
         self._backoff.reset()
         self._lost = False
+
+    def _rows(self, gone: set[str]) -> Iterator[bytes]:
+        """Give rows for what has changed, and for what does so meanwhile, as pieces of input.
+
+        Keys that nobody names any more go to `gone`.
+        """
+        deadline = Deadline(MAX_GATHER_SECS)
+        while keys := self._take():
+            named = [(key, ids) for key in keys if (ids := self._registry.ids(key))]
+            gone.difference_update(key for key, _ in named)
+            gone.update(keys.difference(key for key, _ in named))
+            for start in range(0, len(named), ROWS):
+                some = named[start : start + ROWS]
+                yield encoded({"key": key, "ids": ids} for key, ids in some)
+            if deadline.over:
+                return
+            self._work.wait(GATHER_SECS)
+            self._work.clear()
+
+    def _take(self) -> set[str]:
+        with self._lock:
+            keys, self._changed = self._changed, set()
+            self._writing += len(keys)
+            return keys
+
+    def _run(self, pipeline: Callable[[str], str], given: Iterable[bytes]) -> None:
+        self._engine.run(pipeline(self._table), given)
+        self._counters.add("table_writes")
 
     def _empty(self) -> None:
         try:
@@ -136,15 +174,12 @@ class LookupTable(StoppableWorker):
             # There is none yet; if that is not why, this says what is.
             self._engine.run(pipelines.create(self._table))
 
-    def _send(self, pipeline: Callable[[str], str], rows: Iterator[dict[str, object]]) -> None:
-        while some := list(islice(rows, ROWS)):
-            self._engine.run(pipeline(self._table), some)
-            self._counters.add("table_writes")
-
     def _failed(self, error: EngineError) -> None:
         if not self._lost:
             logger.warning("the lookup table cannot be written: %s; trying again", error)
             self._lost = True
         # What of it has been written, nobody knows.
+        with self._lock:
+            self._writing = 0
         self.write_anew()
         self._stop_asked.wait(self._backoff.next())
