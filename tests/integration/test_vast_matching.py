@@ -132,6 +132,10 @@ def test_two_indicators_of_one_value_are_both_seen_until_each_is_withdrawn(
     running.node.import_events([{"q": name, "n": 2}])
     running.platform.awaits(second, "LIVE", 2)
     assert contexts(running.platform.seen(first)) == [{"q": name, "n": 1}]
+    running.platform.publish(third := domain(name))
+    running.platform.awaits(third, "RETRO", 2)
+    running.searched()
+    assert len(running.platform.seen(second)) == 2, "what is stored was looked at for the third one"
 
 
 def test_an_edited_indicator_is_looked_for_by_its_new_value_alone(running: Stage) -> None:

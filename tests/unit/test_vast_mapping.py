@@ -66,6 +66,7 @@ def test_single_values_are_looked_for_under_one_key(pattern: str, key: str, exac
         "[domain-name:value LIKE '%.example']",
         "[domain-name:value = 'a.example'] FOLLOWEDBY [domain-name:value = 'b.example']",
         "[domain-name:value = '']",
+        f"[domain-name:value = '{'x' * 9000}']",
     ],
 )
 def test_what_a_lookup_cannot_find_is_not_looked_for(pattern: str) -> None:

@@ -103,6 +103,16 @@ def test_what_was_withdrawn_is_reported_no_longer(make_desk: Any) -> None:
     assert desk.published == []
 
 
+def test_a_query_is_about_the_indicators_it_was_made_for(make_desk: Any) -> None:
+    desk = make_desk()
+    hit = {"key": "a.example", "event": EVENT}
+    desk.report(
+        json.dumps({**hit, "ids": ["indicator--of another query"]}).encode(),
+        json.dumps({**hit, "ids": [desk.indicator.id]}).encode(),
+    )
+    assert len(desk.published) == 1
+
+
 def test_an_event_that_both_kinds_of_matching_find_is_reported_once() -> None:
     memory = Memory(size=2)
     assert not memory.is_second("i", EVENT, MatchType.LIVE)

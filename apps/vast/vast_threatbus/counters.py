@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 Counted = Literal[
     "indicators_left_out",
@@ -29,7 +29,7 @@ class Counters:
     def __init__(self) -> None:
         # Guards the totals.
         self._lock = threading.Lock()
-        self._totals: Counter[str] = Counter(dict.fromkeys(Counted.__args__, 0))  # type: ignore[attr-defined]
+        self._totals: Counter[str] = Counter(dict.fromkeys(get_args(Counted), 0))
 
     def add(self, name: Counted, count: int = 1) -> None:
         """Count."""

@@ -130,7 +130,10 @@ class _Process:
         self._complaint = b""
         pipe = subprocess.PIPE
         try:
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+            # In a session of its own: a Ctrl-C is for this process, which ends it in turn.
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+            )
         except OSError as error:
             raise EngineError(f"{command[0]} cannot be run: {error.strerror}") from None
         self._in, self._out, self._err = self._pipes()

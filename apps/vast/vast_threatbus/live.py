@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 
-from threatbus.workers import Backoff, StoppableWorker
+from threatbus.logger import RateLimited
+from threatbus.workers import HEALTHY_AFTER_SECS, Backoff, StoppableWorker
 from vast_threatbus import pipelines
 from vast_threatbus.counters import Counters
 from vast_threatbus.engine import Engine, EngineClosed, EngineError
 from vast_threatbus.reporting import LOOK_SECS, Hits
-from vast_threatbus.table import MAX_RETRY_SECS, LookupTable
+from vast_threatbus.table import LookupTable
 
 logger = logging.getLogger("threatbus.vast.live")
 
@@ -39,7 +41,8 @@ class LiveMatching(StoppableWorker):
         self._hits = hits
         self._counters = counters
         self._pipeline = pipelines.live(source, table_name)
-        self._backoff = Backoff(0.1, MAX_RETRY_SECS)
+        self._backoff = Backoff()
+        self._log = RateLimited(logger)
         #: Whether the pipeline runs.
         self.runs = False
 
@@ -54,16 +57,24 @@ class LiveMatching(StoppableWorker):
                 return
             except EngineError as error:
                 self._counters.add("live_restarts")
-                logger.warning("live matching is interrupted: %s; starting again", error)
+                self._log.log(
+                    "lost",
+                    logging.WARNING,
+                    "live matching is interrupted: %s; starting again",
+                    error,
+                )
                 self._table.write_anew()
                 self._stop_asked.wait(self._backoff.next())
 
     def _match(self) -> None:
         self.runs = True
         logger.info("live matching runs")
+        began = time.monotonic()
         try:
             for line in self._engine.follow(self._pipeline):
                 self._hits.put_live(line)
-                self._backoff.reset()
         finally:
             self.runs = False
+            # One that ends at once is refused by the node, which will not change its mind soon.
+            if time.monotonic() - began >= HEALTHY_AFTER_SECS:
+                self._backoff.reset()

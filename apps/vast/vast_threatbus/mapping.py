@@ -16,6 +16,8 @@ from threatbus.stix2_helpers import split_object_path_and_value
 
 #: What sightings say they come from.
 SOURCE: Final = "VAST"
+#: Longest value that is looked for, in characters; nothing that a sensor sees is longer.
+MAX_VALUE: Final = 8192
 #: Where events say when they happened.
 TIME_FIELDS: Final = ("timestamp", "ts", "time")
 
@@ -39,6 +41,8 @@ class Hit(msgspec.Struct):
     key: str
     event: str
     """The event in JSON."""
+    ids: list[str] | None = None
+    """The indicators that were asked about; None: all that have the key."""
 
 
 def watched(indicator: Indicator) -> Watched | None:
@@ -51,7 +55,7 @@ def watched(indicator: Indicator) -> Watched | None:
     if indicator.pattern_type != "stix":
         return None
     found = split_object_path_and_value(indicator.pattern)
-    if found is None or not found[1]:
+    if found is None or not 0 < len(found[1]) <= MAX_VALUE:
         return None
     path, value = found
     if path in ("ipv4-addr:value", "ipv6-addr:value"):

@@ -25,9 +25,10 @@ where ids != null
 """
 
 _PRINT: Final = """\
-this = {key: key, event: event}
+drop ids
 write_ndjson
 """
+_PRINT_IDS: Final = "write_ndjson\n"
 
 
 def create(table: str) -> str:
@@ -56,9 +57,12 @@ def live(source: str, table: str) -> str:
 
 
 def retro(source: str, table: str, max_events: int) -> str:
-    """Print such lines for what is stored, `max_events` for each key at most (0: all)."""
+    """Print such lines, with the ids of the rows, for what is stored.
+
+    For each key `max_events` at most; 0: all.
+    """
     limit = f"deduplicate key, limit={max_events:d}\n" if max_events else ""
-    return f"{source}\n{_LOOK_UP.format(table=_quoted(table))}{limit}{_PRINT}"
+    return f"{source}\n{_LOOK_UP.format(table=_quoted(table))}{limit}{_PRINT_IDS}"
 
 
 # Without `raw`, what looks like an address or a time would become one, and be no string.

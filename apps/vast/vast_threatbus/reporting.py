@@ -165,7 +165,8 @@ class Reporting(StoppableWorker):
         # Asked of the registry, not of the table: what was withdrawn is reported no longer, even
         # if the table does not know it yet.
         for indicator_id, wanted in self._registry.current(found.key):
-            if holds(found.event, wanted):
+            asked = found.ids is None or indicator_id in found.ids
+            if asked and holds(found.event, wanted):
                 yield indicator_id, wanted
 
     def _deliver(

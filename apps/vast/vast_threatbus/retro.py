@@ -17,7 +17,7 @@ from vast_threatbus.engine import Engine, EngineClosed, EngineError, EngineTimeo
 from vast_threatbus.mapping import Watched
 from vast_threatbus.registry import Registry
 from vast_threatbus.reporting import Hits
-from vast_threatbus.table import MAX_RETRY_SECS
+from vast_threatbus.table import MAX_RETRY_SECS, make_empty
 
 logger = logging.getLogger("threatbus.vast.retro")
 
@@ -146,15 +146,11 @@ class RetroMatching(StoppableWorker):
             )
 
     def _fill_table(self, wanted: Mapping[str, Watched]) -> None:
-        try:
-            self._engine.run(pipelines.reset(self._table))
-        except EngineClosed:
-            raise
-        except EngineError:
-            # There is none yet; if that is not why, this says what is.
-            self._engine.run(pipelines.create(self._table))
-        keys = {each.key for each in wanted.values()}
-        rows = encoded({"key": key, "ids": []} for key in keys)
+        make_empty(self._engine, self._table)
+        ids: dict[str, list[str]] = {}
+        for indicator_id, each in wanted.items():
+            ids.setdefault(each.key, []).append(indicator_id)
+        rows = encoded({"key": key, "ids": those} for key, those in ids.items())
         self._engine.run(pipelines.update(self._table), [rows])
 
     def _failed(self, batch: list[str], error: EngineError) -> None:

@@ -117,7 +117,7 @@ class LookupTable(StoppableWorker):
             if anew:
                 self._changed = set(self._registry.keys())
         if anew:
-            self._empty()
+            make_empty(self._engine, self._table)
         gone: set[str] = set()
         rows = self._rows(gone)
         first = next(rows, None)
@@ -165,15 +165,6 @@ class LookupTable(StoppableWorker):
         self._engine.run(pipeline(self._table), given)
         self._counters.add("table_writes")
 
-    def _empty(self) -> None:
-        try:
-            self._engine.run(pipelines.reset(self._table))
-        except EngineClosed:
-            raise
-        except EngineError:
-            # There is none yet; if that is not why, this says what is.
-            self._engine.run(pipelines.create(self._table))
-
     def _failed(self, error: EngineError) -> None:
         if not self._lost:
             logger.warning("the lookup table cannot be written: %s; trying again", error)
@@ -183,3 +174,14 @@ class LookupTable(StoppableWorker):
             self._writing = 0
         self.write_anew()
         self._stop_asked.wait(self._backoff.next())
+
+
+def make_empty(engine: Engine, table: str) -> None:
+    """Have a lookup table of that name in the node, with nothing in it. Raises `EngineError`."""
+    try:
+        engine.run(pipelines.reset(table))
+    except EngineClosed:
+        raise
+    except EngineError:
+        # There is none yet; if that is not why, this says what is.
+        engine.run(pipelines.create(table))
