@@ -13,8 +13,10 @@ from helpers.documents import encode, indicator
 from helpers.waiting import eventually, finished
 from vast_threatbus import table as table_module
 from vast_threatbus.counters import Counters
-from vast_threatbus.engine import Engine, EngineError
+from vast_threatbus.engine import Engine, EngineClosed, EngineError
+from vast_threatbus.live import LiveMatching
 from vast_threatbus.registry import Registry
+from vast_threatbus.reporting import Hits
 from vast_threatbus.table import LookupTable
 
 from threatbus.client import Indicator, read
@@ -28,8 +30,17 @@ class Node:
         self.table: dict[str, Any] | None = None
         self.runs: list[str] = []
         self.away = False
+        # Set when the pipeline that is followed is to end.
+        self.left = threading.Event()
         # Called while a pipeline runs, after it has had its input.
         self.meanwhile: list[Any] = []
+
+    def follow(self, pipeline: str) -> Iterator[bytes]:
+        yield b'{"key": "a.example", "event": "{}"}'
+        if self.away:
+            raise EngineError("the node has left")
+        self.left.wait(5)
+        raise EngineClosed("closed")
 
     def run(self, pipeline: str, given: Iterable[bytes] = ()) -> None:
         if self.away:
@@ -197,3 +208,24 @@ def test_a_node_that_leaves_once_more_while_it_is_written_is_written_again(keepe
     keeper.table.write_anew()
     assert again.wait(5)
     keeper.holds("a.example")
+
+
+def test_a_node_that_leaves_live_matching_gets_its_table_anew(keeper: Keeper) -> None:
+    keeper.learn(domain("a.example"))
+    keeper.holds("a.example")
+    # It is there again at once, with what it had on disk.
+    keeper.node.away = True
+    keeper.node.table = {}
+    hits = Hits(keeper.counters)
+    live = LiveMatching(
+        cast("Engine", keeper.node), keeper.table, hits, keeper.counters, "export live=true", "t"
+    )
+    live.start()
+    eventually(lambda: keeper.counters["live_restarts"] == 1)
+    keeper.node.away = False
+    keeper.holds("a.example")
+    eventually(lambda: live.runs)
+    live.stop()
+    keeper.node.left.set()
+    finished(live)
+    assert keeper.counters["live_hits"] == 2
