@@ -176,11 +176,21 @@ def broker_module() -> Any:
 class BrokerZeek:
     """A real Broker endpoint that runs a script, in a thread of its own."""
 
-    def __init__(self, port: int, make_script: Callable[[Publish], Any]) -> None:
+    def __init__(
+        self,
+        port: int,
+        make_script: Callable[[Publish], Any],
+        tls: dict[str, str] | None = None,
+    ) -> None:
         self.broker = broker_module()
         options = self.broker.BrokerOptions()
         options.forward = False
-        self._endpoint = self.broker.Endpoint(self.broker.Configuration(options))
+        configuration = self.broker.Configuration(options)
+        if tls is not None:
+            configuration.openssl_cafile = tls["ca"]
+            configuration.openssl_certificate = tls["cert"]
+            configuration.openssl_key = tls["key"]
+        self._endpoint = self.broker.Endpoint(configuration)
         self._status = self._endpoint.make_status_subscriber(True)
         self._subscribers: dict[str, Any] = {}
         self._selector = selectors.DefaultSelector()
