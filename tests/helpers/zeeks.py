@@ -198,6 +198,8 @@ class BrokerZeek:
         self._ended = False
         # How often a connection to the bus has come up.
         self.begun = 0
+        # What Broker says went wrong.
+        self.errors: list[str] = []
         self.script = make_script(self.publish)
         self._listen_to(self.script.topics())
         self._selector.register(self._status.fd(), selectors.EVENT_READ)
@@ -247,6 +249,8 @@ class BrokerZeek:
                 if status.code() == self.broker.SC.PeerAdded:
                     self.begun += 1
                     self.script.begin()
+                elif not isinstance(status, self.broker.Status):
+                    self.errors.append(str(status))
             for subscriber in list(self._subscribers.values()):
                 for _, (_, _, event, *_) in subscriber.poll():
                     self.script.handle(event[0], event[1])
