@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 from helpers.waiting import finished, wait_for
-from integration.misp_helpers import EVENT, attribute_message, captured
+from integration.misp_helpers import EVENT, attribute_message, captured, changed
 from threatbus_misp import reconciler as module
 from threatbus_misp.config import InstanceConfig
 from threatbus_misp.index import Index, IndexUnusable
 from threatbus_misp.mapping import model
+from threatbus_misp.missing import Missing
 from threatbus_misp.reconciler import Reconciler
 
 from threatbus.errors import Overflow
@@ -80,7 +81,8 @@ class Fixture:
 
     def answer(self, *attributes: dict[str, Any], **event: Any) -> None:
         """Apply an event as REST gives it."""
-        found = {"id": "1", "uuid": EVENT, "info": "one", "Attribute": list(attributes), **event}
+        info = captured("attribute_add")["Event"]["info"]
+        found = {"id": "1", "uuid": EVENT, "info": info, "Attribute": list(attributes), **event}
         self.reconciler.apply_event(model.read_event(found))
 
 
@@ -226,3 +228,157 @@ def test_an_index_that_cannot_be_used_is_named(tmp_path: Path, harm: str) -> Non
         path.parent.write_text("")
     with pytest.raises(IndexUnusable, match=r"the index .*index\.sqlite cannot be used: "):
         Index(path)
+
+
+# REST and messages, at the same time.
+
+
+def as_rest(message: dict[str, Any]) -> dict[str, Any]:
+    return dict(message["Attribute"])
+
+
+def test_what_was_added_while_rest_answered_is_not_withdrawn_by_the_answer(
+    make: Make, bus: FakeBus
+) -> None:
+    misp = make()
+    old, new = attribute_message(value="192.0.2.1"), attribute_message(value="192.0.2.2")
+    misp.take(old)
+    with misp.reconciler.asking():
+        misp.take(new)
+        misp.answer(as_rest(old))
+    assert bus.shown() == [(ip(1), False), (ip(2), False)]
+    with misp.reconciler.asking():
+        misp.answer(as_rest(old))
+    assert bus.shown()[2:] == [(ip(2), True)]
+
+
+@pytest.mark.parametrize("deletion", ["attribute_soft_delete", "attribute_hard_delete"])
+def test_what_was_deleted_while_rest_answered_is_not_brought_back_by_the_answer(
+    make: Make, bus: FakeBus, deletion: str
+) -> None:
+    misp = make()
+    added = captured("attribute_add")
+    misp.take(added)
+    with misp.reconciler.asking():
+        misp.take(captured(deletion))
+        misp.answer(as_rest(added))
+        misp.reconciler.apply_attributes([model.read_attribute(as_rest(added))])
+    assert [revoked for _, revoked in bus.shown()] == [False, True]
+
+
+@pytest.mark.parametrize("message", ["deleted", "published"])
+def test_what_a_message_says_of_a_whole_event_is_newer_than_the_answer_of_rest(
+    make: Make, bus: FakeBus, message: str
+) -> None:
+    misp = make()
+    added = captured("attribute_add")
+    misp.take(added)
+    event = {"id": "1", "uuid": EVENT, "Attribute": []}
+    with misp.reconciler.asking():
+        misp.take({"Event": event} | ({"action": "delete"} if message == "deleted" else {}))
+        misp.answer(as_rest(added))
+        answer = as_rest(added) | {"Event": {"id": "1", "uuid": EVENT}}
+        misp.reconciler.apply_attributes([model.read_attribute(answer)])
+    assert [revoked for _, revoked in bus.shown()] == [False, True]
+
+
+def test_a_message_that_rest_has_overtaken_is_left_out(make: Make, bus: FakeBus) -> None:
+    misp = make()
+    message = attribute_message(value="192.0.2.1", timestamp="1795486000")
+    misp.answer(as_rest(message) | {"value": "192.0.2.2", "timestamp": "1795487000"})
+    misp.take(message)
+    assert bus.shown() == [(ip(2), False)]
+
+
+def test_an_old_attribute_that_waits_for_its_events_tags_is_no_history(
+    make: Make, bus: FakeBus
+) -> None:
+    misp = make(exclude_tags=["secret"])
+    misp.reconciler.horizon = 1_900_000_000
+    message = attribute_message("edit", value="192.0.2.1")
+    misp.take(message)
+    assert misp.asked == [EVENT]
+    assert bus.messages == []
+    assert not misp.reconciler.knows(message["Attribute"]["uuid"])
+    # Also after a kill.
+    misp = make(exclude_tags=["secret"])
+    misp.reconciler.horizon = 1_900_000_000
+    misp.answer(as_rest(message), as_rest(attribute_message(value="192.0.2.2")))
+    assert bus.shown() == [(ip(1), False)]
+    (found,) = bus.messages
+    assert found["created"] == found["modified"]
+
+
+@pytest.mark.parametrize("reference", ["../../users/view/1", "1/../../x", "", "-1", "9" * 30])
+def test_an_event_is_asked_for_by_a_number_or_uuid_only(make: Make, reference: str) -> None:
+    misp = make()
+    misp.take({"Event": reference, "Server": "2", "action": "add_from_connected_server"})
+    assert misp.asked == []
+    assert misp.rejected == ["the event is neither a number nor a UUID"]
+
+
+def test_an_event_that_rest_has_never_shown_is_not_taken_for_deleted(
+    make: Make, bus: FakeBus
+) -> None:
+    misp = make()
+    misp.take(attribute_message(value="192.0.2.1"))
+    assert misp.reconciler.new_events() == [EVENT]
+    assert misp.reconciler.apply_existence([EVENT], []) == 0
+    assert misp.reconciler.new_events() == []
+    assert misp.reconciler.apply_existence([EVENT], [EVENT]) == 0
+    assert bus.shown() == [(ip(1), False)]
+    assert misp.reconciler.apply_existence([EVENT], []) == 1
+    assert bus.shown()[1:] == [(ip(1), True)]
+
+
+# Sightings.
+
+
+def false_positive(number: int) -> dict[str, Any]:
+    found = captured("sighting_add_false_positive")
+    found["Sighting"]["uuid"] = f"22222222-2222-4222-8222-22222222222{number}"
+    return found
+
+
+def test_a_false_positive_that_is_told_again_counts_once(make: Make, bus: FakeBus) -> None:
+    misp = make(false_positive_limit=2)
+    misp.take(captured("attribute_add"), false_positive(1), false_positive(1))
+    misp.reconciler.apply_sightings([model.read_sighting(false_positive(1)["Sighting"])])
+    assert [each["type"] for each in bus.messages] == ["indicator", "sighting"]
+    misp.take(false_positive(2))
+    assert [each.get("revoked") for each in bus.messages[2:]] == [True, None]
+
+
+def test_false_positives_that_are_deleted_do_not_count(make: Make, bus: FakeBus) -> None:
+    misp = make(false_positive_limit=2)
+    deletion = false_positive(1) | {"action": "delete"}
+    misp.take(captured("attribute_add"), false_positive(1), deletion, deletion, false_positive(2))
+    assert [each["type"] for each in bus.messages] == ["indicator", "sighting", "sighting"]
+    misp.take(false_positive(3))
+    assert bus.messages[3]["revoked"] is True
+
+
+@pytest.mark.parametrize(("moment", "withdrawn"), [("1795400000", False), ("1795500000", True)])
+def test_an_expiration_that_rest_tells_of_counts_if_no_edit_is_later(
+    make: Make, bus: FakeBus, moment: str, withdrawn: bool
+) -> None:
+    misp = make()
+    misp.take(changed(captured("attribute_add"), timestamp="1795486613"))
+    expired = captured("sighting_add_uuid")["Sighting"] | {"type": "2", "date_sighting": moment}
+    misp.reconciler.apply_sightings([model.read_sighting(expired)])
+    assert [revoked for _, revoked in bus.shown()][1:] == ([True] if withdrawn else [])
+
+
+# What is missing.
+
+
+def test_an_event_that_is_named_again_while_it_is_asked_for_is_asked_for_again() -> None:
+    missing = Missing(can_ask=True)
+    missing.event("7")
+    named = missing.first_event()
+    assert named is not None
+    missing.event("7")
+    missing.found(*named)
+    assert missing.first_event() is not None
+    missing.found(*(missing.first_event() or ("", 0)))
+    assert missing.first_event() is None

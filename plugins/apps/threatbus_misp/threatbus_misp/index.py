@@ -39,9 +39,14 @@ CREATE TABLE attributes (
 CREATE INDEX attributes_by_event ON attributes (event);
 CREATE TABLE events (uuid TEXT PRIMARY KEY, id TEXT NOT NULL, context BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX events_by_id ON events (id);
+CREATE TABLE sightings (number INTEGER PRIMARY KEY, uuid TEXT UNIQUE NOT NULL);
 CREATE TABLE outbox (number INTEGER PRIMARY KEY, messages BLOB NOT NULL);
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+
+
+#: Sightings that are known again when they come again.
+MAX_SIGHTINGS: Final = 100_000
 
 
 class IndexUnusable(ThreatBusError):
@@ -49,7 +54,7 @@ class IndexUnusable(ThreatBusError):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What is known of one attribute that was published."""
+    """What is known of one attribute that was published, or is about to be."""
 
     uuid: str
     event: str
@@ -62,7 +67,7 @@ class Entry(msgspec.Struct, frozen=True):
     marking_refs: str
     #: Whether the newest version is an indicator that holds, rather than its withdrawal.
     published: bool
-    #: Tells whether an attribute has changed since.
+    #: Tells whether an attribute has changed since; empty before the first version.
     content: bytes
     false_positives: int = 0
     #: Epoch of the sighting that said it has expired; it returns with a later edit.
@@ -211,6 +216,21 @@ class Index:
     def events(self) -> Iterator[bytes]:
         """Give what was remembered of every event."""
         return (row[0] for row in self._db.execute("SELECT context FROM events"))
+
+    # Sightings.
+
+    def add_sighting(self, uuid: str) -> bool:
+        """Remember a sighting; False if it was known."""
+        added = self._db.execute("INSERT OR IGNORE INTO sightings (uuid) VALUES (?)", (uuid,))
+        if not added.rowcount:
+            return False
+        number = added.lastrowid or 0
+        self._db.execute("DELETE FROM sightings WHERE number <= ?", (number - MAX_SIGHTINGS,))
+        return True
+
+    def remove_sighting(self, uuid: str) -> bool:
+        """Forget a sighting; False if it was not known."""
+        return bool(self._db.execute("DELETE FROM sightings WHERE uuid = ?", (uuid,)).rowcount)
 
     # Messages that the bus may not have passed on yet.
 

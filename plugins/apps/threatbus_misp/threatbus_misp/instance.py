@@ -117,7 +117,9 @@ class Instance:
         if config.zmq is not None:
             self._sources.append(ZmqSource(name, config.zmq, self.reconciler.take, self.missing))
         if config.kafka is not None:
-            self._sources.append(KafkaSource(name, config.kafka, self.reconciler.take))
+            self._sources.append(
+                KafkaSource(name, config.kafka, self.reconciler.take, self.missing)
+            )
         self._reader: SightingsReader | None = None
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from threatbus.errors import ThreatBusError
 from threatbus.workers import Backoff, StoppableWorker
 from threatbus_misp.config import KafkaConfig
+from threatbus_misp.missing import Missing
 
 logger = logging.getLogger("threatbus.misp.kafka")
 
@@ -20,6 +21,7 @@ BATCH: Final = 1000
 #: Seconds that Kafka may take to say which topics it has.
 METADATA_SECS: Final = 10.0
 RECONNECT_CAP_SECS: Final = 30.0
+POLL_CAP_SECS: Final = 1.0
 
 
 class KafkaUnusable(ThreatBusError):
@@ -29,17 +31,26 @@ class KafkaUnusable(ThreatBusError):
 class KafkaSource(StoppableWorker):
     """Receives from one Kafka.
 
-    Started by the instance. It blocks in librdkafka for at most ``poll_interval`` seconds, which is
-    how long `stop` may take, and in `take` while the bus cannot take more. What ends a connection
-    is said, and tried again after a while.
+    Started by the instance. It blocks in librdkafka for at most ``poll_interval`` seconds, and no
+    more than `POLL_CAP_SECS`, which is how long `stop` may take, and in `take` while the bus cannot
+    take more. What ends a connection is said, and tried again after a while.
+
+    `missing` hears of a gap once all that had waited in Kafka is read: topics are read side by
+    side, so an old message of one may have come after a newer one of another.
     """
 
     def __init__(
-        self, name: str, config: KafkaConfig, take: Callable[[Sequence[bytes]], None]
+        self,
+        name: str,
+        config: KafkaConfig,
+        take: Callable[[Sequence[bytes]], None],
+        missing: Missing,
     ) -> None:
         super().__init__(name=f"{name} kafka")
         self._config = config
         self._take = take
+        self._missing = missing
+        self._caught_up = False
         self._backoff = Backoff(0.5, RECONNECT_CAP_SECS)
 
     def run(self) -> None:
@@ -60,7 +71,10 @@ class KafkaSource(StoppableWorker):
             "group.id": "threatbus",
             "auto.offset.reset": "earliest",
             **self._config.config,
+            # What these would say is what this module sees to.
             "enable.auto.commit": False,
+            "enable.auto.offset.store": True,
+            "enable.partition.eof": False,
         }
         try:
             consumer = confluent_kafka.Consumer(settings, logger=logger)
@@ -69,6 +83,8 @@ class KafkaSource(StoppableWorker):
         try:
             self._check_topics(consumer)
             consumer.subscribe(self._config.topics)
+            self._caught_up = False
+            self._missing.behind(True)
             logger.info("%s reads %s", self.name, ", ".join(self._config.topics))
             self._backoff.reset()
             while self._running():
@@ -76,6 +92,7 @@ class KafkaSource(StoppableWorker):
         except confluent_kafka.KafkaException as error:
             raise KafkaUnusable(_reason(error)) from None
         finally:
+            self._missing.lost()
             consumer.close()
 
     def _check_topics(self, consumer: Any) -> None:
@@ -90,7 +107,14 @@ class KafkaSource(StoppableWorker):
             )
 
     def _hand_over(self, consumer: Any) -> None:
-        messages = consumer.consume(BATCH, self._config.poll_interval)
+        # Asked for all at once, librdkafka would wait until there are so many.
+        messages = consumer.consume(1, min(self._config.poll_interval, POLL_CAP_SECS))
+        if messages:
+            messages += consumer.consume(BATCH, 0)
+        elif not self._caught_up and consumer.assignment():
+            self._caught_up = True
+            self._missing.behind(False)
+            self._missing.gap("Kafka is read up to now")
         documents = []
         for message in messages:
             if message.error() is None:

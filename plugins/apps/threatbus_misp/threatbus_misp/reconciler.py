@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
@@ -109,6 +109,13 @@ class Reconciler:
         self._events: dict[str, Event] = {}
         # What an attribute's message said of its event last, and what came of it.
         self._last_excerpt: tuple[object, Context] | None = None
+        # Attributes and whole events (their UUIDs) of which messages have told since REST was
+        # asked: they are newer than its answer. None while nobody asks.
+        self._told: set[str] | None = None
+        # Events that messages have named and REST was never asked about.
+        self._new_events: set[str] = set()
+        #: Who says what is published: the name that the operator has given to this MISP.
+        self.source = indicators.SOURCE if name == "misp" else name
         #: Epoch before which what is not on the bus is history: REST answers are full of it.
         self.horizon = 0
         self.counters = Counters()
@@ -177,6 +184,7 @@ class Reconciler:
             # Any of this unpublishes the event in MISP, whatever the message says of it.
             self._hold(f"attribute {attribute.uuid}")
             return
+        self._tell(attribute.uuid)
         if action in ("soft-delete", "delete") or attribute.deleted:
             self._withdraw(self._index.entry(attribute.uuid))
             return
@@ -186,15 +194,20 @@ class Reconciler:
     def _on_event(self, message: model.EventMessage) -> None:
         event, action = message.event, message.action
         if not isinstance(event, Event):
-            # What a pull brought is only named.
-            self._ask(str(event))
+            # What a pull brought is only named, and the name becomes part of a URL.
+            reference = str(event)
+            if not (_is_number(reference) or model.is_uuid(reference)):
+                raise Rejected("the event is neither a number nor a UUID")
+            self._ask(reference)
             return
         event.orgc = event.orgc or message.orgc
         event.event_tags = event.event_tags or message.event_tags
         uuid = _uuid_of(event)
         if action == "delete":
+            self._tell(uuid)
             self._on_event_gone(uuid)
         elif action in (None, "", "publish"):
+            self._tell(uuid)
             self._on_whole_event(event)
         elif action in ("add", "edit"):
             self._on_event_changed(event)
@@ -235,47 +248,95 @@ class Reconciler:
             tags.append((tag.name, tag.exportable is not False))
         self._put_context(msgspec.structs.replace(known, tags=tuple(tags)))
 
-    def _on_sighting(self, message: model.SightingMessage) -> None:
+    def _on_sighting(self, message: model.SightingMessage, *, from_rest: bool = False) -> None:
         sighting = message.sighting
         uuid = sightings.attribute_uuid_of(sighting)
         if uuid is None:
             raise Rejected(f"sighting {sighting.uuid}: names no attribute")
         added = message.action != "delete"
+        if sighting.uuid is not None:
+            note = self._index.add_sighting if added else self._index.remove_sighting
+            if not note(sighting.uuid.lower()):
+                # It has come before, and counts once.
+                return
         entry = self._index.entry(uuid)
         kind = sightings.kind_of(sighting)
         if kind is sightings.Kind.EXPIRATION:
             if added and entry is not None:
-                self._expire(entry, sighting)
+                self._expire(entry, sighting, from_rest=from_rest)
             return
         if kind is sightings.Kind.FALSE_POSITIVE and entry is not None:
             self._count_false_positive(entry, 1 if added else -1)
         if not added or self._is_ours(sighting):
             return
-        found = sightings.sighting_of(sighting, attribute_uuid=uuid)
+        found = sightings.sighting_of(sighting, attribute_uuid=uuid, source=self.source)
         if found is not None:
             self.counters.sightings += 1
             self._out.append(Message(SIGHTING, found))
 
     # Whole events.
 
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask REST and apply its answer within: what messages say meanwhile is newer."""
+        with self._lock:
+            self._told = set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._told = None
+
+    def _tell(self, uuid: str) -> None:
+        if self._told is not None:
+            self._told.add(uuid)
+
+    def _is_overtaken(self, uuid: str) -> bool:
+        return self._told is not None and uuid in self._told
+
     def apply_event(self, event: Event) -> None:
-        """Apply an event as it is in MISP: what it no longer holds is withdrawn."""
+        """Apply an event that REST has answered: what it no longer holds is withdrawn."""
         with self._publishing():
+            if self._is_overtaken(_uuid_of(event)):
+                return
             if self._config.published_only and not event.published:
                 self._hold(f"event {event.uuid}")
             else:
-                self._on_whole_event(event, self._horizon_of(event), visible=True)
+                self._on_whole_event(event, self._horizon_of(event), from_rest=True)
 
     def _horizon_of(self, event: Event | None) -> int:
         """Give the horizon; 0 for an event that was published since, which brings all it has."""
         published = (event.publish_timestamp or 0) if event is not None else 0
         return 0 if published >= self.horizon else self.horizon
 
-    def visible_events(self) -> list[str]:
-        """Give the UUIDs of the events that REST has shown and that are not known to be gone."""
+    def events(self) -> list[str]:
+        """Give the UUIDs of the events that are not known to be gone."""
         with self._lock:
             contexts = map(_CONTEXTS.decode, self._index.events())
-            return [each.uuid for each in contexts if each.visible and not each.deleted]
+            return [each.uuid for each in contexts if not each.deleted]
+
+    def new_events(self) -> list[str]:
+        """Give the UUIDs of the events that messages have named and REST was not asked about."""
+        with self._lock:
+            return list(self._new_events)
+
+    def apply_existence(self, asked: Sequence[str], there: Collection[str]) -> int:
+        """Apply which events REST says are there; gives the number of those that are gone."""
+        gone = 0
+        with self._publishing():
+            self._new_events.difference_update(asked)
+            for uuid in asked:
+                known = self._known(uuid)
+                if known is None or self._is_overtaken(uuid):
+                    continue
+                if uuid not in there:
+                    # What REST has never shown may be there, and not for this key's user.
+                    if known.visible and not known.deleted:
+                        self._on_event_gone(uuid)
+                        gone += 1
+                elif not known.visible:
+                    self._put_context(msgspec.structs.replace(known, visible=True))
+        return gone
 
     def visible_uuid_of(self, reference: str) -> str:
         """Give the UUID of an event that REST has shown, by id or UUID; empty for any other."""
@@ -287,7 +348,8 @@ class Reconciler:
     def knows(self, uuid: str) -> bool:
         """Say whether an attribute was ever published."""
         with self._lock:
-            return self._index.entry(uuid) is not None
+            entry = self._index.entry(uuid)
+            return entry is not None and bool(entry.content)
 
     def begin_comparison(self) -> None:
         """Begin to compare everything: `compare` all that there is, then ask for `doubtful`."""
@@ -323,9 +385,19 @@ class Reconciler:
             return self._as_it_is(attribute, context, entry)
 
     def event_gone(self, uuid: str) -> None:
-        """Withdraw all of an event that MISP no longer has."""
+        """Withdraw all of an event that REST says is not there any more."""
         with self._publishing():
-            self._on_event_gone(uuid)
+            if not self._is_overtaken(uuid):
+                self._on_event_gone(uuid)
+
+    def apply_sightings(self, found: Iterable[model.Sighting]) -> None:
+        """Apply sightings that REST has answered; those that came as messages are known."""
+        with self._publishing():
+            for sighting in found:
+                try:
+                    self._on_sighting(model.SightingMessage(sighting), from_rest=True)
+                except Rejected as error:
+                    self._note_rejected(error.reason, b"")
 
     def apply_attributes(self, found: Iterable[Attribute]) -> None:
         """Apply attributes that REST has answered, each with its event and its event's tags."""
@@ -335,14 +407,20 @@ class Reconciler:
 
     def _apply_answer(self, attribute: Attribute) -> None:
         event = attribute.event
+        if event is not None and self._is_overtaken((event.uuid or "").lower()):
+            return
         if self._config.published_only and not (event is not None and event.published):
             self._hold(f"attribute {attribute.uuid}")
         else:
             context = self._context_of(event, attribute, visible=True)
-            self._apply_member(attribute, context, self._horizon_of(event))
+            self._apply_member(attribute, context, self._horizon_of(event), from_rest=True)
 
-    def _apply_member(self, attribute: Attribute, context: Context | None, horizon: int) -> None:
+    def _apply_member(
+        self, attribute: Attribute, context: Context | None, horizon: int, *, from_rest: bool
+    ) -> None:
         """Apply one of many attributes: what is wrong with it is its own matter."""
+        if from_rest and self._is_overtaken(attribute.uuid):
+            return
         if (attribute.timestamp or 0) < horizon and self._index.entry(attribute.uuid) is None:
             return
         if attribute.deleted:
@@ -353,19 +431,19 @@ class Reconciler:
         except Rejected as error:
             self._note_rejected(error.reason, attribute.value.encode(errors="replace"))
 
-    def _on_whole_event(self, event: Event, horizon: int = 0, *, visible: bool = False) -> None:
+    def _on_whole_event(self, event: Event, horizon: int = 0, *, from_rest: bool = False) -> None:
         uuid = _uuid_of(event)
         event.tags = event.tags or []
-        context = self._remember(event, self._known(uuid), visible=visible)
+        context = self._remember(event, self._known(uuid), visible=from_rest)
         present = set()
         for attribute in model.members(event):
             if isinstance(attribute, Rejected):
                 self._note_rejected(attribute.reason, b"")
                 continue
             present.add(attribute.uuid)
-            self._apply_member(attribute, context, horizon)
+            self._apply_member(attribute, context, horizon, from_rest=from_rest)
         for entry in self._index.entries_of(uuid):
-            if entry.uuid not in present:
+            if entry.uuid not in present and not (from_rest and self._is_overtaken(entry.uuid)):
                 self._withdraw(entry)
 
     def _on_event_gone(self, uuid: str) -> None:
@@ -388,7 +466,9 @@ class Reconciler:
         if self._filters.needs_tags and (event is None or event.tags is None):
             reference = event.uuid if event is not None else str(attribute.event_id or "")
             if reference and self._ask(reference):
-                # The whole event comes, and this attribute with it.
+                # The whole event comes, and this attribute with it, however old it is.
+                if entry is None:
+                    self._index.put(_announced(attribute, event))
                 return
         tags = [tag.name for tag in attribute.tags or ()]
         tags += [name for name, _ in event.tags or ()] if event is not None else []
@@ -408,7 +488,7 @@ class Reconciler:
             self.counters.unmapped += 1
             return
         content = hashlib.blake2b(version.data, digest_size=12).digest()
-        if entry is not None:
+        if entry is not None and entry.content:
             if entry.published and entry.content == content:
                 self.counters.unchanged += 1
                 return
@@ -442,7 +522,8 @@ class Reconciler:
             return None
         try:
             # As it was published, so that it does not overwrite what is newer.
-            published = (entry.created, entry.modified - 1) if entry is not None else (None, None)
+            known = entry is not None and entry.content
+            published = (entry.created, entry.modified - 1) if entry and known else (None, None)
             return self._version_of(attribute, event, *published).data
         except Rejected:
             return None
@@ -461,6 +542,7 @@ class Reconciler:
             created=created,
             last_modified=last_modified,
             lifetime=self._lifetime(attribute.type),
+            source=self.source,
             url=self._config.api.host if self._config.api.key else None,
         )
 
@@ -485,6 +567,7 @@ class Reconciler:
                 entry.modified,
                 at=int(self._now() * 1000),
                 marking_refs=entry.marking_refs.split(),
+                source=self.source,
             )
             self.counters.withdrawn += 1
             self._out.append(Message(INDICATOR, version.data))
@@ -492,8 +575,11 @@ class Reconciler:
         if changes:
             self._index.put(msgspec.structs.replace(entry, **changes))
 
-    def _expire(self, entry: Entry, sighting: model.Sighting) -> None:
-        self._withdraw(entry, expired_at=sighting.date_sighting or int(self._now()))
+    def _expire(self, entry: Entry, sighting: model.Sighting, *, from_rest: bool) -> None:
+        moment = min(sighting.date_sighting or int(self._now()), model.MAX_EPOCH)
+        # REST does not say in which order an edit and an expiration came.
+        if not from_rest or entry.edited <= moment:
+            self._withdraw(entry, expired_at=max(moment, entry.expired_at))
 
     def _count_false_positive(self, entry: Entry, by: int) -> None:
         count = max(0, entry.false_positives + by)
@@ -590,6 +676,8 @@ class Reconciler:
         )
         if known is not None and context == known:
             return known
+        if known is None and not visible:
+            self._new_events.add(uuid)
         self._put_context(context)
         return context
 
@@ -599,6 +687,8 @@ class Reconciler:
 
     def _ask(self, event: str) -> bool:
         """Have an event asked for over REST; False where there is none to ask."""
+        if not event:
+            return False
         if self._refresh(event):
             return True
         self._log.log(
@@ -706,6 +796,25 @@ class _Keys(msgspec.Struct):
 
 _KEYS: Final = msgspec.json.Decoder(_Keys)
 _CONTEXTS: Final = msgspec.json.Decoder(Context)
+
+
+def _announced(attribute: Attribute, event: Context | None) -> Entry:
+    """Give the entry of an attribute of which nothing is published yet."""
+    return Entry(
+        uuid=attribute.uuid,
+        event=event.uuid if event is not None else "",
+        pattern="",
+        pattern_type="",
+        created=0,
+        modified=0,
+        marking_refs="",
+        published=False,
+        content=b"",
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _uuid_of(event: Event) -> str:

@@ -34,7 +34,7 @@ def answer(
     pages = (
         _indicators(config, api, reconciler, since, running)
         if request.snapshot_type is MessageType.INDICATOR
-        else _sightings(api, since, running)
+        else _sightings(api, reconciler.source, since, running)
     )
     head = _head(request)
     count = 0
@@ -82,12 +82,14 @@ def _indicators(
         yield bodies
 
 
-def _sightings(api: MispApi, since: int, running: Callable[[], bool]) -> Iterator[list[bytes]]:
+def _sightings(
+    api: MispApi, source: str, since: int, running: Callable[[], bool]
+) -> Iterator[list[bytes]]:
     for page in api.sightings(since, running=running):
         bodies = []
         for found in page:
             try:
-                body = sightings.sighting_of(model.read_sighting(found))
+                body = sightings.sighting_of(model.read_sighting(found), source=source)
             except Rejected:
                 continue
             if body is not None:
