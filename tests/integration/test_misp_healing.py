@@ -218,7 +218,7 @@ def test_a_comparison_of_everything_finds_what_got_lost(
     bus.healed()
     # Nothing tells of this: as if it had never been said.
     del misp.attributes[gone.id]
-    bus.instance.reconciler.put_note("compared at", "1")
+    bus.instance.healer._answers.put_note("compared at", "1")
     bus.instance.missing.wake()
     assert shown(bus.receive()) == [(ip(1), True)]
 
@@ -248,7 +248,7 @@ def test_what_a_killed_bus_may_not_have_passed_on_is_published_as_it_was_by_the_
     bus = start(with_api=False, **stream.section)
     reconciler = bus.instance.reconciler
     # A kill between two steps: what comes after it does not happen.
-    monkeypatch.setattr(reconciler, "settle", lambda **_: None)
+    monkeypatch.setattr(reconciler.handover, "settle", lambda **_: None)
     if not handed_over:
         monkeypatch.setattr(bus.instance, "put", lambda messages: None)
     stream.send("misp_json_attribute", captured("attribute_add"))

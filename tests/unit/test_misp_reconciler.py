@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +12,12 @@ import msgspec
 import pytest
 from helpers.waiting import finished, wait_for
 from integration.misp_helpers import EVENT, attribute_message, captured, changed
-from threatbus_misp import reconciler as module
+from threatbus_misp import handover
+from threatbus_misp.answers import Answers
 from threatbus_misp.config import InstanceConfig
 from threatbus_misp.index import Index, IndexUnusable
 from threatbus_misp.mapping import model
+from threatbus_misp.messages import Messages
 from threatbus_misp.missing import Missing
 from threatbus_misp.reconciler import Reconciler
 
@@ -61,9 +62,10 @@ class Fixture:
         self.index = Index(path)
         self.asked: list[str] = []
         self.rejected: list[str] = []
+        section = msgspec.convert(config, InstanceConfig)
         self.reconciler = Reconciler(
             "misp",
-            msgspec.convert(config, InstanceConfig),
+            section,
             self.index,
             bus,
             self._ask,
@@ -71,19 +73,22 @@ class Fixture:
             lambda _: False,
             lambda: 1_800_000_000.0,
         )
+        self.handover = self.reconciler.handover
+        self.messages = Messages(section, self.reconciler)
+        self.answers = Answers(section, self.reconciler)
 
     def _ask(self, event: str) -> bool:
         self.asked.append(event)
         return True
 
     def take(self, *documents: dict[str, Any]) -> None:
-        self.reconciler.take([json.dumps(document).encode() for document in documents])
+        self.messages.take([json.dumps(document).encode() for document in documents])
 
     def answer(self, *attributes: dict[str, Any], **event: Any) -> None:
         """Apply an event as REST gives it."""
         info = captured("attribute_add")["Event"]["info"]
         found = {"id": "1", "uuid": EVENT, "info": info, "Attribute": list(attributes), **event}
-        self.reconciler.apply_event(model.read_event(found))
+        self.answers.apply_event(model.read_event(found))
 
 
 Make = Callable[..., Fixture]
@@ -162,12 +167,12 @@ def test_messages_reach_the_bus_in_the_order_in_which_the_index_has_them(
 def test_what_waits_on_disk_is_bounded_while_the_bus_never_rests(
     make: Make, bus: FakeBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_UNSETTLED", 10)
+    monkeypatch.setattr(handover, "MAX_UNSETTLED", 10)
     misp = make()
     bus.flows.clear()
     for _ in range(35):
         misp.take(attribute_message())
-        misp.reconciler.settle()
+        misp.handover.settle()
         assert len(misp.index.outbox()[1]) < 10
     assert bus.waits == 3
 
@@ -183,10 +188,10 @@ def test_what_a_bus_that_is_stopping_does_not_take_is_published_by_the_next_and_
     misp.take(attribute_message(value="192.0.2.2"))
     assert bus.shown() == [(ip(1), False), (ip(2), False)]
     misp = make()
-    misp.reconciler.recover()
+    misp.handover.recover()
     assert len(bus.messages) == 4
-    misp.reconciler.settle()
-    make().reconciler.recover()
+    misp.handover.settle()
+    make().handover.recover()
     assert len(bus.messages) == 4
 
 
@@ -211,25 +216,6 @@ def test_nothing_of_what_a_full_disk_did_not_take_is_published_and_all_of_it_onc
     assert len(bus.messages) == 21
 
 
-def test_the_index_is_for_its_owner_alone(make: Make, tmp_path: Path) -> None:
-    make().take(attribute_message())
-    for path in (tmp_path / "misp").iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "misp").stat().st_mode) == 0o700
-
-
-@pytest.mark.parametrize("harm", ["no database", "no directory"])
-def test_an_index_that_cannot_be_used_is_named(tmp_path: Path, harm: str) -> None:
-    path = tmp_path / "misp" / "index.sqlite"
-    if harm == "no database":
-        path.parent.mkdir()
-        path.write_bytes(b"nonsense " * 1000)
-    else:
-        path.parent.write_text("")
-    with pytest.raises(IndexUnusable, match=r"the index .*index\.sqlite cannot be used: "):
-        Index(path)
-
-
 # REST and messages, at the same time.
 
 
@@ -243,11 +229,11 @@ def test_what_was_added_while_rest_answered_is_not_withdrawn_by_the_answer(
     misp = make()
     old, new = attribute_message(value="192.0.2.1"), attribute_message(value="192.0.2.2")
     misp.take(old)
-    with misp.reconciler.asking():
+    with misp.answers.asking():
         misp.take(new)
         misp.answer(as_rest(old))
     assert bus.shown() == [(ip(1), False), (ip(2), False)]
-    with misp.reconciler.asking():
+    with misp.answers.asking():
         misp.answer(as_rest(old))
     assert bus.shown()[2:] == [(ip(2), True)]
 
@@ -259,10 +245,10 @@ def test_what_was_deleted_while_rest_answered_is_not_brought_back_by_the_answer(
     misp = make()
     added = captured("attribute_add")
     misp.take(added)
-    with misp.reconciler.asking():
+    with misp.answers.asking():
         misp.take(captured(deletion))
         misp.answer(as_rest(added))
-        misp.reconciler.apply_attributes([model.read_attribute(as_rest(added))])
+        misp.answers.apply_attributes([model.read_attribute(as_rest(added))])
     assert [revoked for _, revoked in bus.shown()] == [False, True]
 
 
@@ -274,11 +260,11 @@ def test_what_a_message_says_of_a_whole_event_is_newer_than_the_answer_of_rest(
     added = captured("attribute_add")
     misp.take(added)
     event = {"id": "1", "uuid": EVENT, "Attribute": []}
-    with misp.reconciler.asking():
+    with misp.answers.asking():
         misp.take({"Event": event} | ({"action": "delete"} if message == "deleted" else {}))
         misp.answer(as_rest(added))
         answer = as_rest(added) | {"Event": {"id": "1", "uuid": EVENT}}
-        misp.reconciler.apply_attributes([model.read_attribute(answer)])
+        misp.answers.apply_attributes([model.read_attribute(answer)])
     assert [revoked for _, revoked in bus.shown()] == [False, True]
 
 
@@ -294,7 +280,7 @@ def test_an_old_attribute_that_waits_for_its_events_tags_is_no_history(
     make: Make, bus: FakeBus
 ) -> None:
     misp = make(exclude_tags=["secret"])
-    misp.reconciler.horizon = 1_900_000_000
+    misp.answers.horizon = 1_900_000_000
     message = attribute_message("edit", value="192.0.2.1")
     misp.take(message)
     assert misp.asked == [EVENT]
@@ -302,7 +288,7 @@ def test_an_old_attribute_that_waits_for_its_events_tags_is_no_history(
     assert not misp.reconciler.knows(message["Attribute"]["uuid"])
     # Also after a kill.
     misp = make(exclude_tags=["secret"])
-    misp.reconciler.horizon = 1_900_000_000
+    misp.answers.horizon = 1_900_000_000
     misp.answer(as_rest(message), as_rest(attribute_message(value="192.0.2.2")))
     assert bus.shown() == [(ip(1), False)]
     (found,) = bus.messages
@@ -322,12 +308,12 @@ def test_an_event_that_rest_has_never_shown_is_not_taken_for_deleted(
 ) -> None:
     misp = make()
     misp.take(attribute_message(value="192.0.2.1"))
-    assert misp.reconciler.new_events() == [EVENT]
-    assert misp.reconciler.apply_existence([EVENT], []) == 0
-    assert misp.reconciler.new_events() == []
-    assert misp.reconciler.apply_existence([EVENT], [EVENT]) == 0
+    assert misp.answers.new_events() == [EVENT]
+    assert misp.answers.apply_existence([EVENT], []) == 0
+    assert misp.answers.new_events() == []
+    assert misp.answers.apply_existence([EVENT], [EVENT]) == 0
     assert bus.shown() == [(ip(1), False)]
-    assert misp.reconciler.apply_existence([EVENT], []) == 1
+    assert misp.answers.apply_existence([EVENT], []) == 1
     assert bus.shown()[1:] == [(ip(1), True)]
 
 
@@ -343,7 +329,7 @@ def false_positive(number: int) -> dict[str, Any]:
 def test_a_false_positive_that_is_told_again_counts_once(make: Make, bus: FakeBus) -> None:
     misp = make(false_positive_limit=2)
     misp.take(captured("attribute_add"), false_positive(1), false_positive(1))
-    misp.reconciler.apply_sightings([model.read_sighting(false_positive(1)["Sighting"])])
+    misp.answers.apply_sightings([model.read_sighting(false_positive(1)["Sighting"])])
     assert [each["type"] for each in bus.messages] == ["indicator", "sighting"]
     misp.take(false_positive(2))
     assert [each.get("revoked") for each in bus.messages[2:]] == [True, None]
@@ -365,7 +351,7 @@ def test_an_expiration_that_rest_tells_of_counts_if_no_edit_is_later(
     misp = make()
     misp.take(changed(captured("attribute_add"), timestamp="1795486613"))
     expired = captured("sighting_add_uuid")["Sighting"] | {"type": "2", "date_sighting": moment}
-    misp.reconciler.apply_sightings([model.read_sighting(expired)])
+    misp.answers.apply_sightings([model.read_sighting(expired)])
     assert [revoked for _, revoked in bus.shown()][1:] == ([True] if withdrawn else [])
 
 

@@ -14,10 +14,12 @@ from typing import Any, Final, TypeVar
 
 from threatbus.errors import Rejected
 from threatbus.workers import Backoff, StoppableWorker
+from threatbus_misp.answers import Answers
 from threatbus_misp.config import InstanceConfig
+from threatbus_misp.handover import Handover
+from threatbus_misp.index import IndexUnusable
 from threatbus_misp.mapping import model
 from threatbus_misp.missing import Missing
-from threatbus_misp.reconciler import Reconciler
 from threatbus_misp.rest import (
     AttributeFilter,
     MispApi,
@@ -63,7 +65,8 @@ class Healer(StoppableWorker):
         name: str,
         config: InstanceConfig,
         api: MispApi | None,
-        reconciler: Reconciler,
+        handover: Handover,
+        answers: Answers,
         missing: Missing,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -71,7 +74,8 @@ class Healer(StoppableWorker):
         self._instance = name
         self._config = config
         self._api = api
-        self._reconciler = reconciler
+        self._handover = handover
+        self._answers = answers
         self._missing = missing
         self._now = now
         self._backoff = Backoff(0.5, RETRY_CAP_SECS)
@@ -85,12 +89,12 @@ class Healer(StoppableWorker):
 
     def run(self) -> None:
         """Ask for what is missing until stopped."""
-        self._reconciler.recover()
-        self._reconciler.horizon = self._horizon()
+        self._handover.recover()
         while self._running():
             try:
+                self._answers.horizon = self._horizon()
                 self._missing.wait(self._until_due())
-                self._reconciler.settle()
+                self._handover.settle()
                 self._do_next()
                 self._backoff.reset()
             except MispInterrupted:
@@ -100,19 +104,29 @@ class Healer(StoppableWorker):
                 logger.warning("%s: %s; tried again in %.0f s", self._instance, error, delay)
                 self._stop_asked.wait(delay)
             except MispRefusal as error:
-                delay = RETRY_CAP_SECS
-                logger.error("%s: %s; tried again in %.0f s", self._instance, error, delay)  # noqa: TRY400
-                self._stop_asked.wait(delay)
+                self._wait_after(error)
+            except IndexUnusable as error:
+                self._missing.gap("the index could not be used")
+                self._wait_after(error)
+
+    def _wait_after(self, error: MispRefusal | IndexUnusable) -> None:
+        """Wait for the operator: there is something to be put right."""
+        delay = RETRY_CAP_SECS
+        logger.error("%s: %s; tried again in %.0f s", self._instance, error, delay)
+        self._stop_asked.wait(delay)
 
     def _horizon(self) -> int:
         """Give the moment of the first start, less the history that it was to publish.
 
-        What is older comes onto the bus only when it changes.
+        What is older comes onto the bus only when it changes. Where the index has been lost, there
+        is no telling what was on the bus, so all that there is comes.
         """
-        if (noted := self._reconciler.note(HORIZON)) is not None:
+        if self._answers.index_renewed:
+            return 0
+        if (noted := self._answers.note(HORIZON)) is not None:
             return int(noted)
         horizon = int(self._now() - self._backfill_secs)
-        self._reconciler.put_note(HORIZON, str(horizon))
+        self._answers.put_note(HORIZON, str(horizon))
         return horizon
 
     @property
@@ -127,7 +141,7 @@ class Healer(StoppableWorker):
         return max(0.0, due)
 
     def _next_comparison(self) -> float:
-        compared = float(self._reconciler.note(COMPARED_AT) or 0.0)
+        compared = float(self._answers.note(COMPARED_AT) or 0.0)
         return compared + self._config.full_comparison
 
     def _do_next(self) -> None:
@@ -148,7 +162,7 @@ class Healer(StoppableWorker):
         elif missing.listening:
             moment = self._now()
             if api is not None:
-                self._ask_whether_there(api, self._reconciler.new_events())
+                self._ask_whether_there(api, self._answers.new_events())
             self._note_known_until(moment)
 
     def _is_comparison_due(self) -> bool:
@@ -156,16 +170,17 @@ class Healer(StoppableWorker):
 
     def _note_known_until(self, moment: float) -> None:
         if self._missing.up_to_date:
-            self._reconciler.put_note(KNOWN_UNTIL, str(int(moment)))
+            self._answers.put_note(KNOWN_UNTIL, str(int(moment)))
 
     def _heal(self, api: MispApi, reason: str) -> None:
         # Whether the key is good is better known now than when it is needed.
         api.connect(self._running)
-        noted = self._reconciler.note(KNOWN_UNTIL)
+        noted = self._answers.note(KNOWN_UNTIL)
         if noted is not None:
             since = max(0, int(noted) - OVERLAP_SECS)
         else:
-            since = int(self._reconciler.horizon + self._backfill_secs)
+            first_start = int(self._answers.horizon + self._backfill_secs)
+            since = self._answers.index_renewed or first_start
             self._publish_history(api)
         progress = _Progress(self._instance, f"changes since {_shown(since)} ({reason})", self._now)
         done = set()
@@ -179,30 +194,30 @@ class Healer(StoppableWorker):
                     done.add(event)
                     self._apply_event(api, event)
                     progress.note("events", 1)
-        progress.note("deleted events", self._ask_whether_there(api, self._reconciler.events()))
+        progress.note("deleted events", self._ask_whether_there(api, self._answers.events()))
         for page in self._pages(api.sightings(since, running=self._running)):
-            self._reconciler.apply_sightings(self._read(page, model.read_sighting))
+            self._answers.apply_sightings(self._read(page, model.read_sighting))
             progress.note("sightings", len(page))
         progress.end()
 
     def _publish_history(self, api: MispApi) -> None:
-        since = self._reconciler.horizon
-        if self._config.backfill:
+        since = self._answers.horizon
+        if self._config.backfill or self._answers.index_renewed:
             progress = _Progress(self._instance, f"history since {_shown(since)}", self._now)
             for page in self._pages(
                 api.attributes_changed(
                     since, deleted=False, only=self._wanted(), running=self._running
                 )
             ):
-                self._reconciler.apply_attributes(self._read(page, model.read_attribute))
+                self._answers.apply_attributes(self._read(page, model.read_attribute))
                 progress.note("attributes", len(page))
             progress.end()
-        self._reconciler.put_note(COMPARED_AT, str(int(self._now())))
+        self._answers.put_note(COMPARED_AT, str(int(self._now())))
 
     def _pages(self, pages: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
         """Give pages; what messages say while one is asked for and applied is newer than it."""
         while True:
-            with self._reconciler.asking():
+            with self._answers.asking():
                 page = next(pages, None)
                 if page is None:
                     return
@@ -218,7 +233,7 @@ class Healer(StoppableWorker):
     def _apply_event(self, api: MispApi, event: str) -> None:
         """Ask for an event and apply it; one that MISP cannot give costs the others nothing."""
         try:
-            with self._reconciler.asking():
+            with self._answers.asking():
                 self._apply_found(event, api.event(event, running=self._running))
         except MispDenied:
             raise
@@ -234,11 +249,10 @@ class Healer(StoppableWorker):
 
     def _apply_found(self, event: str, found: dict[str, Any] | None) -> None:
         if found is None:
-            if uuid := self._reconciler.visible_uuid_of(event):
-                self._reconciler.event_gone(uuid)
+            self._answers.apply_absence(event)
             return
         try:
-            self._reconciler.apply_event(model.read_event(found))
+            self._answers.apply_event(model.read_event(found))
         except Rejected as error:
             logger.warning("%s: event %s cannot be read: %s", self._instance, event, error.reason)
 
@@ -256,25 +270,25 @@ class Healer(StoppableWorker):
         gone = 0
         for start in range(0, len(events), EVENTS_PER_REQUEST):
             asked = events[start : start + EVENTS_PER_REQUEST]
-            with self._reconciler.asking():
+            with self._answers.asking():
                 there = set(api.existing_events(asked, running=self._running))
-                gone += self._reconciler.apply_existence(asked, there)
+                gone += self._answers.apply_existence(asked, there)
         return gone
 
     def _compare(self, api: MispApi) -> None:
         """Compare everything that was published with what there is in MISP."""
         began = self._now()
         progress = _Progress(self._instance, "a full comparison", self._now)
-        self._reconciler.begin_comparison()
+        self._answers.begin_comparison()
         for page in self._pages(
             api.attributes_changed(0, deleted=False, only=self._wanted(), running=self._running)
         ):
-            self._reconciler.compare(self._read(page, model.read_attribute))
+            self._answers.compare(self._read(page, model.read_attribute))
             progress.note("attributes", len(page))
-        for event in self._reconciler.doubtful():
+        for event in self._answers.doubtful():
             self._apply_event(api, event)
             progress.note("events in doubt", 1)
-        self._reconciler.put_note(COMPARED_AT, str(int(began)))
+        self._answers.put_note(COMPARED_AT, str(int(began)))
         progress.end()
 
     def _read(self, page: Iterable[dict[str, Any]], read: Callable[[dict[str, Any]], T]) -> list[T]:
