@@ -176,8 +176,8 @@ def test_a_file_that_breaks_while_it_is_in_use_is_put_aside(
     index.close()
     with path.open("r+b") as file:
         for page in pages:
-            file.seek((page - 1) * 4096)
-            file.write(b"x" * 4096)
+            file.seek((page - 1) * 16384)
+            file.write(b"x" * 16384)
     index = reopen()
     assert index.renewed == 0
     with pytest.raises(IndexUnusable, match="malformed"):

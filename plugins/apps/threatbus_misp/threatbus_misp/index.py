@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -49,18 +49,15 @@ RENEWED: Final = "renewed"
 # Exclusive: two buses with one index would each publish half of the truth.
 _SETTINGS: Final = f"""
 PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA page_size = 16384;
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
-PRAGMA wal_autocheckpoint = 4000;
+PRAGMA wal_autocheckpoint = 1000;
 PRAGMA cache_size = -{CACHE_KIB};
 """
 _SCHEMA: Final = """
 CREATE TABLE attributes (
-    uuid BLOB UNIQUE NOT NULL, event BLOB NOT NULL,
-    pattern TEXT NOT NULL, pattern_type TEXT NOT NULL,
-    created INTEGER NOT NULL, modified INTEGER NOT NULL, marking_refs TEXT NOT NULL,
-    published INTEGER NOT NULL, content BLOB NOT NULL, false_positives INTEGER NOT NULL,
-    expired_at INTEGER NOT NULL, edited INTEGER NOT NULL
+    uuid BLOB UNIQUE NOT NULL, event BLOB NOT NULL, published INTEGER NOT NULL, entry BLOB NOT NULL
 );
 CREATE INDEX attributes_by_event ON attributes (event);
 CREATE TABLE journal (number INTEGER PRIMARY KEY, entries BLOB NOT NULL);
@@ -219,7 +216,10 @@ class Index:
             raise self._unusable(what, error) from error
 
     def _unusable(self, what: str, error: Exception) -> IndexUnusable:
-        return IndexUnusable(f"the index {self._path} cannot be {what}: {error}")
+        reason = str(error)
+        if _code(error) == sqlite3.SQLITE_BUSY:
+            reason = "another bus uses it; give each a state_directory of its own"
+        return IndexUnusable(f"the index {self._path} cannot be {what}: {reason}")
 
     def close(self) -> None:
         """Close the file."""
@@ -234,8 +234,10 @@ class Index:
             return found
         if uuid in self._read:
             return self._read[uuid]
-        row = self._db.execute("SELECT * FROM attributes WHERE uuid = ?", (_key(uuid),)).fetchone()
-        return _entry(row) if row else None
+        row = self._db.execute(
+            "SELECT entry FROM attributes WHERE uuid = ?", (_key(uuid),)
+        ).fetchone()
+        return _ENTRY.decode(row[0]) if row else None
 
     def read(self, uuids: Sequence[str]) -> None:
         """Read what is known of many attributes at once, for `entry` within this transaction."""
@@ -244,17 +246,17 @@ class Index:
             self._read |= dict.fromkeys(asked)
             places = ", ".join("?" * len(asked))
             rows = self._db.execute(
-                f"SELECT * FROM attributes WHERE uuid IN ({places})", list(map(_key, asked))
+                f"SELECT entry FROM attributes WHERE uuid IN ({places})", list(map(_key, asked))
             )
-            self._read |= {entry.uuid: entry for entry in map(_entry, rows)}
+            self._read |= {entry.uuid: entry for entry in (_ENTRY.decode(row[0]) for row in rows)}
 
     def published_of(self, event: str) -> list[Entry]:
         """Give what is known of an event's attributes that are published; in a transaction."""
         self._flush()
         rows = self._db.execute(
-            "SELECT * FROM attributes WHERE event = ? AND published", (_key(event),)
+            "SELECT entry FROM attributes WHERE event = ? AND published", (_key(event),)
         )
-        return [_entry(row) for row in rows.fetchall()]
+        return [_ENTRY.decode(row[0]) for row in rows.fetchall()]
 
     def has_any_of(self, event: str) -> bool:
         """Say whether any attribute of an event is known; within a transaction."""
@@ -271,17 +273,16 @@ class Index:
         if self._flushed or len(self._journaled) + len(self._unwritten) >= MAX_JOURNALED:
             self._flush()
         elif self._unwritten:
-            entries = msgspec.msgpack.encode(list(self._unwritten.values()))
+            entries = _encode(list(self._unwritten.values()))
             self._db.execute("INSERT INTO journal (entries) VALUES (?)", (entries,))
 
     def _flush(self) -> None:
         """Write to the table what is not there yet; within a transaction."""
         entries = self._unwritten if self._flushed else self._journaled | self._unwritten
         if entries:
-            places = ", ".join("?" * len(Entry.__struct_fields__))
             # In order, so that each page of the file is written once.
             self._db.executemany(
-                f"INSERT OR REPLACE INTO attributes VALUES ({places})",
+                "INSERT OR REPLACE INTO attributes VALUES (?, ?, ?, ?)",
                 sorted(map(_row, entries.values())),
             )
         if not self._flushed and self._journaled:
@@ -353,7 +354,7 @@ class Index:
     def put_out(self, messages: Sequence[tuple[str, bytes]]) -> int:
         """Remember messages (topic and document) until they are settled; gives their number."""
         self._number += 1
-        row = (self._number, msgspec.msgpack.encode(messages))
+        row = (self._number, _encode(messages))
         self._db.execute("INSERT INTO outbox VALUES (?, ?)", row)
         return self._number
 
@@ -387,9 +388,11 @@ class _OtherVersion(sqlite3.DatabaseError):
 
 _MESSAGES: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
 _ENTRIES: Final = msgspec.msgpack.Decoder(list[Entry])
+_ENTRY: Final = msgspec.msgpack.Decoder(Entry)
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: Exception) -> int:
     """Give SQLite's primary code; errors of the module's own have none."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
@@ -403,12 +406,5 @@ def _text(key: bytes) -> str:
     return str(UUID(bytes=key)) if key else ""
 
 
-def _row(entry: Entry) -> tuple[Any, ...]:
-    uuid, event, *rest = msgspec.structs.astuple(entry)
-    return (_key(uuid), _key(event), *rest)
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    uuid, event, *rest = row
-    found = dict(zip(Entry.__struct_fields__, (_text(uuid), _text(event), *rest), strict=True))
-    return Entry(**found | {"published": bool(found["published"])})
+def _row(entry: Entry) -> tuple[bytes, bytes, bool, bytes]:
+    return (_key(entry.uuid), _key(entry.event), entry.published, _encode(entry))
