@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from helpers.waiting import eventually, finished, in_threads, wait_for
-from threatbus_misp import outbox as module
-from threatbus_misp.outbox import Outbox, OutboxCounts, OutboxError, OutgoingSighting
-from threatbus_misp.rest import MispDenied, MispInterrupted, MispRefusal, MispUnreachable
+from threatbus_misp import outbox_store as module
+from threatbus_misp.outbox import Outbox, OutboxCounts
+from threatbus_misp.outbox_store import OutboxError, OutgoingSighting
+from threatbus_misp.rest_errors import MispDenied, MispInterrupted, MispRefusal, MispUnreachable
 
 from threatbus.workers import Backoff
 

@@ -6,7 +6,7 @@ Messages go on while REST answers, and are newer: every answer is asked for and 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -38,15 +38,20 @@ class Answers:
 
     # What REST has answered.
 
-    def apply_event(self, event: Event) -> None:
-        """Apply an event as it is in MISP: what it no longer holds is withdrawn."""
+    def apply_event(self, event: Event, name: str = "") -> None:
+        """Apply an event as it is in MISP: what it no longer holds is withdrawn.
+
+        `name` is the id or UUID by which it was asked for.
+        """
         with self._publishing():
             if self._reconciler.is_overtaken(uuid_of(event)):
                 return
             if self._published_only and not event.published:
                 self._reconciler.hold(f"event {event.uuid}")
             else:
-                self._reconciler.apply_event(event, self._horizon_of(event), from_rest=True)
+                whole = self._index.is_whole_missing(name)
+                horizon = 0 if whole else self._horizon_of(event)
+                self._reconciler.apply_event(event, horizon, from_rest=True)
 
     def apply_attributes(self, found: Iterable[Attribute]) -> None:
         """Apply attributes, each with its event and its event's tags."""
@@ -118,6 +123,17 @@ class Answers:
         """Give the UUIDs of the events that messages have named and REST was not asked about."""
         with self._lock:
             return list(self._contexts.new)
+
+    def missing(self) -> list[str]:
+        """Give the events that were to be asked for, in this run or the last one."""
+        with self._lock, self._index.reading():
+            return self._index.missing()
+
+    def found(self, event: str, is_found: Callable[[], bool]) -> None:
+        """Forget that an event is to be asked for, if `is_found` says so: it may be, anew."""
+        with self._lock, self._index.transaction():
+            if is_found():
+                self._index.remove_missing(event)
 
     # A comparison of everything: `begin`, `compare` all that there is, then ask for `doubtful`.
 

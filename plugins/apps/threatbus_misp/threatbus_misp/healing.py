@@ -20,14 +20,8 @@ from threatbus_misp.handover import Handover
 from threatbus_misp.index import IndexUnusable
 from threatbus_misp.mapping import model
 from threatbus_misp.missing import Missing
-from threatbus_misp.rest import (
-    AttributeFilter,
-    MispApi,
-    MispDenied,
-    MispInterrupted,
-    MispRefusal,
-    MispUnreachable,
-)
+from threatbus_misp.rest import AttributeFilter, MispApi
+from threatbus_misp.rest_errors import MispDenied, MispInterrupted, MispRefusal, MispUnreachable
 
 logger = logging.getLogger("threatbus.misp.healing")
 
@@ -90,6 +84,8 @@ class Healer(StoppableWorker):
     def run(self) -> None:
         """Ask for what is missing until stopped."""
         self._handover.recover()
+        for event in self._answers.missing():
+            self._missing.event(event)
         while self._running():
             try:
                 self._answers.horizon = self._horizon()
@@ -156,7 +152,7 @@ class Healer(StoppableWorker):
         elif api is not None and (named := missing.first_event()) is not None:
             event, number = named
             self._apply_event(api, event)
-            missing.found(event, number)
+            self._answers.found(event, lambda: missing.found(event, number))
         elif api is not None and self._is_comparison_due():
             self._compare(api)
         elif missing.listening:
@@ -252,7 +248,7 @@ class Healer(StoppableWorker):
             self._answers.apply_absence(event)
             return
         try:
-            self._answers.apply_event(model.read_event(found))
+            self._answers.apply_event(model.read_event(found), event)
         except Rejected as error:
             logger.warning("%s: event %s cannot be read: %s", self._instance, event, error.reason)
 

@@ -65,6 +65,7 @@ CREATE TABLE events (uuid TEXT PRIMARY KEY, id TEXT NOT NULL, context BLOB NOT N
 CREATE INDEX events_by_id ON events (id);
 CREATE TABLE sightings (number INTEGER PRIMARY KEY, uuid TEXT UNIQUE NOT NULL);
 CREATE TABLE outbox (number INTEGER PRIMARY KEY, messages BLOB NOT NULL);
+CREATE TABLE missing (event TEXT PRIMARY KEY, whole INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -333,6 +334,28 @@ class Index:
     def events(self) -> Iterator[bytes]:
         """Give what was remembered of every event."""
         return (row[0] for row in self._db.execute("SELECT context FROM events"))
+
+    # Events to ask for.
+
+    def put_missing(self, event: str, *, whole: bool) -> None:
+        """Remember that an event, by id or UUID, is to be asked for."""
+        self._db.execute(
+            "INSERT INTO missing VALUES (?, ?) ON CONFLICT DO UPDATE SET whole = whole OR ?",
+            (event, whole, whole),
+        )
+
+    def missing(self) -> list[str]:
+        """Give the events that are to be asked for."""
+        return [row[0] for row in self._db.execute("SELECT event FROM missing")]
+
+    def is_whole_missing(self, event: str) -> bool:
+        """Say whether all of an event is wanted, however old."""
+        query = "SELECT 1 FROM missing WHERE event = ? AND whole"
+        return self._db.execute(query, (event,)).fetchone() is not None
+
+    def remove_missing(self, event: str) -> None:
+        """Forget that an event is to be asked for."""
+        self._db.execute("DELETE FROM missing WHERE event = ?", (event,))
 
     # Sightings.
 

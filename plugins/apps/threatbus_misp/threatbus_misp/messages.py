@@ -80,7 +80,8 @@ class Messages:
             reference = str(event)
             if not (_is_number(reference) or model.is_uuid(reference)):
                 raise Rejected("the event is neither a number nor a UUID")
-            self._reconciler.ask(reference)
+            # It is new here, however old its attributes are where they come from.
+            self._reconciler.ask(reference, whole=True)
             return
         event.orgc = event.orgc or message.orgc
         event.event_tags = event.event_tags or message.event_tags
@@ -114,8 +115,12 @@ class Messages:
         if self._published_only:
             self._reconciler.hold(f"event {tag.event_id}")
             return
-        # The message says neither what else is tagged nor how the attribute is: ask.
-        if tag.event_id is not None and not self._reconciler.ask(str(tag.event_id)):
+        if tag.event_id is None:
+            return
+        # The message says neither what else is tagged nor how the attribute is: ask. What a filter
+        # kept off the bus so far may pass now.
+        event, whole = str(tag.event_id), self._reconciler.filters.needs_tags
+        if not self._reconciler.ask(event, whole=whole):
             self._retag(tag, action)
 
     def _retag(self, tag: model.AttachedTag, action: str) -> None:

@@ -102,8 +102,10 @@ class Missing:
         with self._changed:
             return next(iter(self._events.items()), None)
 
-    def found(self, event: str, number: int) -> None:
-        """Say that an event has been asked for, unless it was named again since."""
+    def found(self, event: str, number: int) -> bool:
+        """Say that an event has been asked for; False if it was named again since, and stays."""
         with self._changed:
-            if self._events.get(event) == number:
-                del self._events[event]
+            if self._events.get(event) != number:
+                return False
+            del self._events[event]
+            return True

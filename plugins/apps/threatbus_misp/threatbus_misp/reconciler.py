@@ -66,7 +66,7 @@ class Reconciler:
         now: Callable[[], float],
     ) -> None:
         self._name = name
-        self._filters = Filters(config)
+        self.filters = Filters(config)
         self._refresh = refresh
         self._reject = reject
         self._is_ours = is_ours
@@ -147,7 +147,7 @@ class Reconciler:
             return
         if self._waits_for_tags(attribute, event, entry):
             return
-        if not self._filters.let_pass(attribute, event):
+        if not self.filters.let_pass(attribute, event):
             self.counters.filtered += 1
             self.withdraw(entry, edited=edited)
             return
@@ -215,7 +215,7 @@ class Reconciler:
         self, attribute: Attribute, event: Context | None, entry: Entry | None
     ) -> bool:
         """Ask for the event's tags, if a filter needs them and they are not known."""
-        if not self._filters.needs_tags or (event is not None and event.tags is not None):
+        if not self.filters.needs_tags or (event is not None and event.tags is not None):
             return False
         reference = event.uuid if event is not None else str(attribute.event_id or "")
         if not self.ask(reference):
@@ -326,11 +326,16 @@ class Reconciler:
 
     # What else there is to say and to ask.
 
-    def ask(self, event: str) -> bool:
-        """Have an event asked for over REST, by id or UUID; False where there is none to ask."""
+    def ask(self, event: str, *, whole: bool = False) -> bool:
+        """Have an event asked for over REST, by id or UUID; False where there is none to ask.
+
+        `whole` is whether all of it comes onto the bus: otherwise what is older than the first
+        start, and has never been there, does not.
+        """
         if not event:
             return False
         if self._refresh(event):
+            self.index.put_missing(event, whole=whole)
             return True
         self._log.log(
             "no api",
@@ -379,7 +384,7 @@ class Reconciler:
     ) -> bytes | None:
         if not attribute.to_ids or attribute.deleted or self._is_held_back(entry, attribute):
             return None
-        if not self._filters.let_pass(attribute, event):
+        if not self.filters.let_pass(attribute, event):
             return None
         try:
             # As it was published, so that it does not overwrite what is newer.

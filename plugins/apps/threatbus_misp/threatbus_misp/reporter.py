@@ -13,7 +13,8 @@ from threatbus.messages import SIGHTING, Message
 from threatbus.queues import MessageQueue
 from threatbus.workers import StoppableWorker
 from threatbus_misp.mapping import model, sightings
-from threatbus_misp.outbox import Outbox, OutgoingSighting
+from threatbus_misp.outbox import Outbox
+from threatbus_misp.outbox_store import OutgoingSighting
 
 logger = logging.getLogger("threatbus.misp.sightings")
 

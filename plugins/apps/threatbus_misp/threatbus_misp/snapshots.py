@@ -14,7 +14,8 @@ from threatbus.messages import SNAPSHOT_ENVELOPE, Message
 from threatbus_misp.config import InstanceConfig
 from threatbus_misp.mapping import model, sightings
 from threatbus_misp.reconciler import Reconciler
-from threatbus_misp.rest import AttributeFilter, MispApi, MispError
+from threatbus_misp.rest import AttributeFilter, MispApi
+from threatbus_misp.rest_errors import MispError
 
 logger = logging.getLogger("threatbus.misp.snapshots")
 
