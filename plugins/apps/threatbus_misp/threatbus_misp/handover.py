@@ -110,10 +110,10 @@ class Handover:
     def _recover(self) -> None:
         if self._recovered:
             return
-        self._recovered = True
         with self.lock, self._index.reading():
             number, documents = self._index.outbox()
             self._out = [Message(topic, data) for topic, data in documents]
+        self._recovered = True
         if documents:
             logger.info(
                 "%s: %d messages of the last run are published again", self._name, len(documents)

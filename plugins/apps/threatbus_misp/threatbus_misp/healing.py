@@ -73,6 +73,8 @@ class Healer(StoppableWorker):
         self._missing = missing
         self._now = now
         self._backoff = Backoff(0.5, RETRY_CAP_SECS)
+        # Whether the events that the last run was still to ask for are known.
+        self._remembered = False
         # How often in a row MISP has failed with an event.
         self._strikes: dict[str, int] = {}
 
@@ -83,12 +85,10 @@ class Healer(StoppableWorker):
 
     def run(self) -> None:
         """Ask for what is missing until stopped."""
-        self._handover.recover()
-        for event in self._answers.missing():
-            self._missing.event(event)
         while self._running():
             try:
-                self._answers.horizon = self._horizon()
+                self._handover.recover()
+                self._remember()
                 self._missing.wait(self._until_due())
                 self._handover.settle()
                 self._do_next()
@@ -100,14 +100,21 @@ class Healer(StoppableWorker):
                 logger.warning("%s: %s; tried again in %.0f s", self._instance, error, delay)
                 self._stop_asked.wait(delay)
             except MispRefusal as error:
-                self._wait_after(error)
+                # There is something for the operator to put right.
+                self._wait_after(error, RETRY_CAP_SECS)
             except IndexUnusable as error:
                 self._missing.gap("the index could not be used")
-                self._wait_after(error)
+                self._wait_after(error, self._backoff.next())
 
-    def _wait_after(self, error: MispRefusal | IndexUnusable) -> None:
-        """Wait for the operator: there is something to be put right."""
-        delay = RETRY_CAP_SECS
+    def _remember(self) -> None:
+        """Take up what the last run, or the index that was lost, has left to do."""
+        self._answers.horizon = self._horizon()
+        if not self._remembered:
+            for event in self._answers.missing():
+                self._missing.event(event)
+            self._remembered = True
+
+    def _wait_after(self, error: MispRefusal | IndexUnusable, delay: float) -> None:
         logger.error("%s: %s; tried again in %.0f s", self._instance, error, delay)
         self._stop_asked.wait(delay)
 

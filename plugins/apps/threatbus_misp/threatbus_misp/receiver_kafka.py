@@ -6,7 +6,7 @@ Source: docs/protocol-misp.md. Offsets are committed when the bus has taken what
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from threatbus.errors import ThreatBusError
@@ -18,8 +18,9 @@ logger = logging.getLogger("threatbus.misp.kafka")
 
 #: Messages that are handed over together.
 BATCH: Final = 1000
-#: Seconds that Kafka may take to say which topics it has.
-METADATA_SECS: Final = 10.0
+#: Seconds that Kafka may take to say which topics it has, and after which `stop` is noticed.
+METADATA_SECS: Final = 5
+NOTICE_SECS: Final = 1
 RECONNECT_CAP_SECS: Final = 30.0
 POLL_CAP_SECS: Final = 1.0
 
@@ -73,7 +74,7 @@ class KafkaSource(StoppableWorker):
             **self._config.config,
             # What these would say is what this module sees to.
             "enable.auto.commit": False,
-            "enable.auto.offset.store": True,
+            "enable.auto.offset.store": False,
             "enable.partition.eof": False,
         }
         try:
@@ -97,7 +98,7 @@ class KafkaSource(StoppableWorker):
 
     def _check_topics(self, consumer: Any) -> None:
         """Raise `KafkaUnusable` for topics that are not there: librdkafka would wait for ever."""
-        known = consumer.list_topics(timeout=METADATA_SECS).topics
+        known = self._topics(consumer)
         missing = [topic for topic in self._config.topics if topic not in known]
         if missing:
             there = ", ".join(sorted(name for name in known if not name.startswith("__"))) or "none"
@@ -105,6 +106,24 @@ class KafkaSource(StoppableWorker):
                 f"plugins.apps.misp.kafka.topics: {', '.join(missing)} does not exist, but topics "
                 f"that MISP writes are needed; Kafka has: {there}"
             )
+
+    def _topics(self, consumer: Any) -> Collection[str]:
+        """Ask Kafka which topics it has; asked in short turns, since nothing else ends a wait."""
+        import confluent_kafka  # noqa: PLC0415
+
+        for turn in range(METADATA_SECS // NOTICE_SECS):
+            try:
+                topics: Collection[str] = consumer.list_topics(timeout=NOTICE_SECS).topics
+            except confluent_kafka.KafkaException as error:
+                if not self._running() or turn == METADATA_SECS // NOTICE_SECS - 1:
+                    servers = self._config.config.get("bootstrap.servers", "")
+                    raise KafkaUnusable(
+                        f"no answer from kafka.config.bootstrap.servers ({servers}): "
+                        f"{_reason(error)}"
+                    ) from None
+            else:
+                return topics
+        return ()
 
     def _hand_over(self, consumer: Any) -> None:
         # Asked for all at once, librdkafka would wait until there are so many.
@@ -115,16 +134,24 @@ class KafkaSource(StoppableWorker):
             self._caught_up = True
             self._missing.behind(False)
             self._missing.gap("Kafka is read up to now")
-        documents = []
+        documents, offsets = [], {}
         for message in messages:
             if message.error() is None:
                 documents.append(message.value() or b"")
+                offsets[message.topic(), message.partition()] = message.offset() + 1
             elif not message.error().retriable():
                 raise KafkaUnusable(message.error().str())
         if documents:
             self._take(documents)
             # Those that were taken are on disk, in the index; a repeated one changes nothing.
-            consumer.commit(asynchronous=True)
+            # Exactly these: left to itself, librdkafka commits what is read by the time it sends.
+            self._commit(consumer, offsets)
+
+    def _commit(self, consumer: Any, offsets: Mapping[tuple[str, int], int]) -> None:
+        from confluent_kafka import TopicPartition  # noqa: PLC0415
+
+        taken = [TopicPartition(*where, offset) for where, offset in offsets.items()]
+        consumer.commit(offsets=taken, asynchronous=True)
 
 
 def _reason(error: Exception) -> str:

@@ -172,9 +172,9 @@ class Reconciler:
                 self.counters.unchanged += 1
                 return
             version = self._version_of(attribute, event, entry.created, entry.modified)
-        elif version.modified < self.index.renewed * 1000:
+        elif (attribute.timestamp or 0) <= self.index.renewed:
             # There may have been a version that the index before this one knew.
-            version = self._version_of(attribute, event, None, self.index.renewed * 1000)
+            version = self._version_of(attribute, event, None, self.index.renewed * 1000 + 999)
         self.counters.published += 1
         self.handover.add(INDICATOR, version.data)
         self.index.put(
