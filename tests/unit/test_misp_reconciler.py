@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from helpers.waiting import finished, wait_for
 from integration.misp_helpers import EVENT, attribute_message, captured, changed
 from threatbus_misp import handover
+from threatbus_misp import index as index_module
 from threatbus_misp.answers import Answers
 from threatbus_misp.config import InstanceConfig
 from threatbus_misp.index import Index, IndexUnusable
@@ -59,6 +61,7 @@ class Fixture:
 
     def __init__(self, path: Path, bus: FakeBus, **config: Any) -> None:
         self.bus = bus
+        self.path = path
         self.index = Index(path)
         self.asked: list[str] = []
         self.rejected: list[str] = []
@@ -193,6 +196,89 @@ def test_what_a_bus_that_is_stopping_does_not_take_is_published_by_the_next_and_
     misp.handover.settle()
     make().handover.recover()
     assert len(bus.messages) == 4
+
+
+# Kills.
+
+
+class Killed(BaseException):
+    """The bus is not there any more."""
+
+
+class Killer:
+    """Kills a bus at a step: what is on disk then is all that the next one has."""
+
+    def __init__(self, misp: Fixture, step: int, grave: Path) -> None:
+        self._left = step
+        self._home = misp.path.parent
+        self._grave = grave
+        db = misp.index._db
+        misp.index._db = Steps(db, self)  # type: ignore[assignment]
+        misp.handover._bus = Steps(misp.bus, self)
+
+    def step(self) -> None:
+        """Count one step; the last one is the end."""
+        self._left -= 1
+        if self._left == 0:
+            shutil.copytree(self._home, self._grave)
+            raise Killed
+
+
+class Steps:
+    """Tells a killer of each call, before and after it."""
+
+    def __init__(self, inner: Any, killer: Killer) -> None:
+        self._inner = inner
+        self._killer = killer
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found):
+            return found
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self._killer.step()
+            result = found(*args, **kwargs)
+            self._killer.step()
+            return result
+
+        return called
+
+
+def test_a_kill_between_any_two_steps_loses_nothing_and_repeats_only_what_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Small enough that entries move from the journal to the table meanwhile.
+    monkeypatch.setattr(index_module, "MAX_JOURNALED", 3)
+    one, two, three = (attribute_message(value=f"192.0.2.{number}") for number in (1, 2, 3))
+    edited = changed(one, value="192.0.2.100", timestamp="1795487000") | {"action": "edit"}
+    deleted = two | {"action": "soft-delete"}
+    step, killed = 0, True
+    while killed:
+        step += 1
+        bus, grave = FakeBus(), tmp_path / f"grave-{step}"
+        misp = Fixture(tmp_path / f"home-{step}" / "index.sqlite", bus)
+        killed = False
+        Killer(misp, step, grave)
+        try:
+            misp.take(one, two)
+            misp.handover.settle()
+            misp.take(edited, deleted, three)
+            misp.handover.settle()
+        except Killed:
+            killed = True
+        if killed:
+            again = Fixture(grave / "index.sqlite", bus)
+            again.handover.recover()
+            again.answer(as_rest(edited), as_rest(three))
+            again.index.close()
+        last = {found["id"]: (found["pattern"], "revoked" in found) for found in bus.messages}
+        expected = {ip(100): False, ip(3): False}
+        assert dict(last.values()) in (expected, expected | {ip(2): True}), step
+        versions: dict[tuple[str, str], Any] = {}
+        for found in bus.messages:
+            assert versions.setdefault((found["id"], found["modified"]), found) == found, step
+    assert step > 40
 
 
 # The disk.

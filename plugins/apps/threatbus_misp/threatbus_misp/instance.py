@@ -121,7 +121,7 @@ class Instance:
                 self.api,
                 self.reconciler,
                 request,
-                self._inq,
+                self.put,
                 lambda: not self._stopping.is_set(),
             )
 
