@@ -130,6 +130,9 @@ class KafkaStream:
                     "bootstrap.servers": self.servers,
                     "auto.offset.reset": "earliest",
                     "group.protocol": "consumer",
+                    # A mock has nobody to spare.
+                    "fetch.wait.max.ms": 10,
+                    "fetch.error.backoff.ms": 10,
                 },
             }
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,9 @@ from threatbus_misp.contexts import uuid_of
 from threatbus_misp.mapping import model
 from threatbus_misp.mapping.model import Attribute, Event
 from threatbus_misp.reconciler import Reconciler
+
+#: Rows of the index that are looked at while nobody else may.
+ROWS_AT_ONCE: Final = 10_000
 
 
 class Answers:
@@ -151,7 +155,14 @@ class Answers:
     def doubtful(self) -> list[str]:
         """Give the events with published attributes that were not there."""
         with self._lock, self._index.transaction():
-            return self._index.events_of_unseen()
+            last = self._index.last_row()
+        events: dict[str, None] = {}
+        for first in range(0, last + 1, ROWS_AT_ONCE):
+            # Messages have their turn in between.
+            with self._lock, self._index.reading():
+                found = self._index.events_of_unseen(first, first + ROWS_AT_ONCE)
+            events |= dict.fromkeys(found)
+        return list(events)
 
     # What the healer notes, in this run or an earlier one.
 

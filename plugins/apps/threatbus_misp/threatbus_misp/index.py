@@ -303,15 +303,21 @@ class Index:
             "INSERT OR IGNORE INTO seen VALUES (?)", ((_key(uuid),) for uuid in uuids)
         )
 
-    def events_of_unseen(self) -> list[str]:
+    def last_row(self) -> int:
+        """Give the number of the last row of the table; within a transaction."""
+        self._flush()
+        (last,) = self._db.execute("SELECT max(rowid) FROM attributes").fetchone()
+        return last or 0
+
+    def events_of_unseen(self, first: int, end: int) -> list[str]:
         """Give the events with published attributes that this comparison has not seen.
 
-        Within a transaction.
+        Of the rows from `first` to before `end`: a look at all of them takes its time.
         """
-        self._flush()
         rows = self._db.execute(
-            "SELECT DISTINCT event FROM attributes "
-            "WHERE published AND uuid NOT IN (SELECT uuid FROM seen)"
+            "SELECT DISTINCT event FROM attributes WHERE rowid >= ? AND rowid < ? "
+            "AND published AND uuid NOT IN (SELECT uuid FROM seen)",
+            (first, end),
         )
         return [_text(row[0]) for row in rows.fetchall()]
 

@@ -37,6 +37,7 @@ class Unmapped(Rejected):
 class _Indicator(msgspec.Struct, omit_defaults=True, tag_field="type", tag="indicator"):
     """The STIX document; what has its default here is not in it."""
 
+    spec_version: str
     id: str
     created: str
     modified: str
@@ -44,7 +45,6 @@ class _Indicator(msgspec.Struct, omit_defaults=True, tag_field="type", tag="indi
     pattern_type: str
     valid_from: str
     source: str = msgspec.field(name=ThreatBusSTIX2Constants.X_THREATBUS_SOURCE.value)
-    spec_version: str
     pattern_version: str | None = None
     name: str | None = None
     description: str | None = None
@@ -176,6 +176,7 @@ def _pattern_of(attribute: Attribute) -> Pattern:
 def _head(uuid: str, pattern: Pattern, created: int, modified: int, source: str) -> _Indicator:
     first = to_stix(created)
     return _Indicator(
+        spec_version="2.1",
         id=indicator_id(uuid),
         created=first,
         modified=first if modified == created else to_stix(modified),
@@ -183,7 +184,6 @@ def _head(uuid: str, pattern: Pattern, created: int, modified: int, source: str)
         pattern_type=pattern.pattern_type,
         valid_from=first,
         source=source,
-        spec_version="2.1",
         pattern_version="2.1" if pattern.pattern_type == STIX else None,
     )
 
