@@ -860,6 +860,7 @@ def test_sightings_outlast_an_outage(
 def test_a_refused_sighting_is_named_in_the_log(
     server: MispServer, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """D8: errors that PyMISP gives as answers were logged as success."""
     outbox.put(OutgoingSighting(NO_UUID, START))
     emptied(outbox)
     assert NO_UUID in caplog.text
