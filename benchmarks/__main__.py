@@ -237,9 +237,16 @@ def main() -> None:
     parser.add_argument(
         "--only",
         choices=[
-            "throughput", "latency", "status", "rabbitmq", "zeek", "misp", "tenzir", "backlog",
+            "throughput",
+            "latency",
+            "status",
+            "rabbitmq",
+            "zeek",
+            "misp",
+            "tenzir",
+            "backlog",
             "rest",
-        ],  # fmt: skip
+        ],
     )
     options = parser.parse_args()
     rounds = options.rounds
