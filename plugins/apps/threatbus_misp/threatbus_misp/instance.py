@@ -12,6 +12,7 @@ from threatbus.data import SnapshotRequest
 from threatbus.errors import Overflow
 from threatbus.intake import Intake
 from threatbus.messages import Message
+from threatbus.observe.report import PluginReport
 from threatbus.queues import MessageQueue
 from threatbus.services import Services
 from threatbus.workers import Backoff, StoppableWorker
@@ -90,12 +91,13 @@ class Instance:
         self.messages = Messages(config, self.reconciler)
         handover, answers = self.reconciler.handover, Answers(config, self.reconciler)
         self.healer = Healer(name, config, self.api, handover, answers, self.missing, now)
-        self._sources: list[StoppableWorker] = []
+        self._sources: list[ZmqSource | KafkaSource] = []
         if config.zmq is not None:
             self._sources.append(ZmqSource(name, config.zmq, self._take, self.missing))
         if config.kafka is not None:
             self._sources.append(KafkaSource(name, config.kafka, self._take, self.missing))
         self._reporter: Reporter | None = None
+        self._report_to(services.report)
 
     def start(self) -> None:
         """Start the workers."""
@@ -158,6 +160,16 @@ class Instance:
         self.index.close()
         if self.api is not None:
             self.api.close()
+
+    def _report_to(self, report: PluginReport) -> None:
+        """Have the connections and workers of this MISP be seen from outside."""
+        if self.api is not None:
+            self.api.connections.state = report.connection(f"{self.name} REST")
+        for source in self._sources:
+            source.state = report.connection(source.name)
+        for worker in (*self._sources, self.healer, self.outbox):
+            if worker is not None:
+                report.worker(worker)
 
     # What the parts call.
 

@@ -15,6 +15,7 @@ import zmq
 import zmq.utils.monitor
 
 from threatbus.logger import RateLimited
+from threatbus.observe.report import Connection
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
 from threatbus_misp.config import ZmqConfig
@@ -75,6 +76,8 @@ class ZmqSource(StoppableWorker):
         self._log = RateLimited(logger)
         #: Whether MISP's publisher is connected.
         self.connected = False
+        #: Where it is said how the connection is; the instance sets its own before the start.
+        self.state = Connection("zmq")
 
     @property
     def address(self) -> str:
@@ -90,6 +93,7 @@ class ZmqSource(StoppableWorker):
     def run(self) -> None:
         """Receive until stopped."""
         self._wakeup.own()
+        self.state.down(f"connecting to {self.address}")
         with zmq.Context() as context, self._open(context) as sub:
             monitor = sub.get_monitor_socket()
             try:
@@ -151,6 +155,7 @@ class ZmqSource(StoppableWorker):
         if self._silent:
             self._silent = False
             self._missing.gap("MISP speaks again")
+            self.state.up(f"connected to {self.address}")
         documents = []
         for frame in frames:
             topic, _, document = frame.partition(b" ")
@@ -165,13 +170,16 @@ class ZmqSource(StoppableWorker):
         event = zmq.utils.monitor.recv_monitor_message(monitor)["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.connected = True
+            self.state.up(f"connected to {self.address}")
             logger.info("%s is connected to %s", self.name, self.address)
             self._missing.gap("connected")
         elif event == zmq.EVENT_DISCONNECTED and self.connected:
             self.connected = False
+            self.state.down(f"trying {self.address} again: the connection was lost")
             logger.warning("%s has lost %s; it tries again", self.name, self.address)
             self._missing.lost()
         elif event & _REFUSED:
+            self.state.down(f"{self.address} refuses username or password")
             self._log.log(
                 "refused",
                 logging.ERROR,
@@ -187,6 +195,7 @@ class ZmqSource(StoppableWorker):
         self._silent = True
         self._missing.lost()
         if self.connected:
+            self.state.down(f"{self.address} has been silent for {self._config.silence:.0f} s")
             logger.warning(
                 "%s has heard nothing from %s for %.0f s, not even a sign of life",
                 self.name,

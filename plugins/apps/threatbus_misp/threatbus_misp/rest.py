@@ -102,10 +102,8 @@ class MispApi:
         page_size: int = PAGE_SIZE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._connections = Connections(
-            url, key, ssl, cert=cert, timeout=timeout, deadline=deadline
-        )
-        self._call = self._connections.call
+        self.connections = Connections(url, key, ssl, cert=cert, timeout=timeout, deadline=deadline)
+        self._call = self.connections.call
         self._page_size = page_size
         self._clock = clock
 
@@ -115,21 +113,21 @@ class MispApi:
     @property
     def name(self) -> str:
         """The address, fit for messages."""
-        return self._connections.name
+        return self.connections.name
 
     @property
     def version(self) -> str | None:
         """MISP's version; None before the first connection."""
-        return self._connections.version
+        return self.connections.version
 
     def close(self) -> None:
         """Let go of idle connections. The object may be used again."""
-        self._connections.close()
+        self.connections.close()
 
     def connect(self, running: Running | None = None) -> str:
         """Connect, unless that is done, and give MISP's version."""
         self._call(lambda _: None, running)
-        return self._connections.version or ""
+        return self.connections.version or ""
 
     # Attributes and events.
 
@@ -300,7 +298,7 @@ class MispApi:
         answer = self._call(lambda misp: misp.add_sighting(sighting), running)
         added = self._part(answer, "Sighting")
         if not (added.get("id") or added.get("uuid")):
-            raise self._connections.unreadable("a sighting without id")
+            raise self.connections.unreadable("a sighting without id")
         return added
 
     def find_sightings(
@@ -343,13 +341,13 @@ class MispApi:
         if key is not None and isinstance(answer, dict):
             answer = answer.get(key)
         if not isinstance(answer, list) or not all(isinstance(row, dict) for row in answer):
-            raise self._connections.unreadable(f"a list was expected, not {type(answer).__name__}")
+            raise self.connections.unreadable(f"a list was expected, not {type(answer).__name__}")
         return answer
 
     def _part(self, answer: object, key: str) -> Json:
         found = answer.get(key) if isinstance(answer, Mapping) else None
         if not isinstance(found, dict):
-            raise self._connections.unreadable(f"it has no {key}")
+            raise self.connections.unreadable(f"it has no {key}")
         return found
 
 

@@ -11,12 +11,14 @@ import ast
 import json
 import logging
 import re
+import ssl as tls
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
+from threatbus.observe.report import Connection
 from threatbus_misp.rest_errors import (
     MispDenied,
     MispError,
@@ -86,6 +88,8 @@ class Connections:
         self._lock = threading.Lock()
         # Of the last connection made.
         self._version: str | None = None
+        #: Where it is said how MISP answers; the instance sets its own before the first call.
+        self.state = Connection("REST")
 
     @property
     def name(self) -> str:
@@ -102,7 +106,20 @@ class Connections:
         self._idle.clear()
 
     def call(self, ask: Callable[[PyMISP], T], running: Running | None) -> T:
-        """Give what `ask` gets from MISP; connects before, if need be.
+        """Give what `ask` gets from MISP; connects before, if need be. Notes how MISP answers."""
+        try:
+            answer = self._answer(ask, running)
+        except (MispUnreachable, MispDenied) as error:
+            self.state.down(f"trying {self._name} again: {error.reason}")
+            raise
+        except MispRefusal:
+            self.state.up(f"{self._name} answers")
+            raise
+        self.state.up(f"{self._name} answers")
+        return answer
+
+    def _answer(self, ask: Callable[[PyMISP], T], running: Running | None) -> T:
+        """Give what `ask` gets from MISP.
 
         The request is made in a thread of its own, which is left to itself when the caller is
         asked to stop or the deadline has passed: nothing else ends a wait inside PyMISP.
@@ -319,6 +336,11 @@ def _network_reason(error: Exception) -> str:
     inner: object = error.args[0] if error.args else error
     inner = getattr(inner, "reason", None) or inner  # of urllib3's MaxRetryError
     args: tuple[object, ...] = getattr(inner, "args", ())
+    if args and isinstance(args[0], tls.SSLCertVerificationError):
+        return (
+            f"its certificate is refused: {args[0].verify_message}; "
+            "api.ssl names the certificates that are trusted"
+        )
     if len(args) == 2 and isinstance(args[1], Exception):  # "aborted", and why
         what, why = str(args[0]).rstrip("."), str(args[1])
         return what if why in what else f"{what}: {why}"
