@@ -191,16 +191,21 @@ def test_a_misp_that_is_away_is_tried_again_and_blocks_no_message(
     assert shown(bus.receive()) == [("[ipv4-addr:value = '198.51.100.7']", False)]
     assert not bus.instance.missing.nothing
     eventually(lambda: "tried again in" in caplog.text)
+    (problem,) = bus.bus.view.problems()
+    assert problem.startswith(f"misp: misp REST is down: trying {server.url} again: ")
     server.up()
     bus.healed()
+    assert bus.bus.view.problems() == []
 
 
 def test_a_key_that_misp_refuses_is_said_so_and_not_shown(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
-    start(api={"key": "x" * 40})
+    bus = start(api={"key": "x" * 40})
     eventually(lambda: "refuses" in caplog.text)
     assert "x" * 40 not in caplog.text
+    assert "misp REST is down" in str(bus.bus.view.problems())
+    assert "x" * 40 not in str(bus.bus.view.status())
 
 
 def test_a_comparison_of_everything_finds_what_got_lost(
@@ -229,6 +234,7 @@ def test_silence_is_a_gap(
     stream.heard()
     bus.healed()
     eventually(lambda: "not even a sign of life" in caplog.text)
+    assert "has been silent for 0 s" in str(bus.bus.view.problems())
     assert not bus.instance.missing.listening
     event = server.misp.add_event("while nobody spoke")
     server.misp.add_attribute(event, "ip-dst", "192.0.2.1")

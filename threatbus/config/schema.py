@@ -90,6 +90,13 @@ class RejectedConfig(msgspec.Struct, frozen=True, kw_only=True):
     bytes: ByteSize = 16 * MIB
 
 
+class TraceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section `trace`: bounds of what `threatbus trace` and the page look through."""
+
+    messages: PositiveInt = 20_000
+    bytes: ByteSize = 16 * MIB
+
+
 class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything at the top level of the configuration."""
 
@@ -97,6 +104,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     plugins: PluginsConfig = msgspec.field(default_factory=PluginsConfig)
     queues: QueuesConfig = QueuesConfig()
     rejected: RejectedConfig = RejectedConfig()
+    trace: TraceConfig = TraceConfig()
     snapshot_timeout: Seconds = 300.0
     drain_timeout: Seconds = 10.0
     state_directory: Text = msgspec.field(default_factory=default_state_directory)

@@ -13,6 +13,7 @@ from threatbus.errors import Overflow, Rejected
 from threatbus.intake import Intake
 from threatbus.logger import RateLimited
 from threatbus.messages import SIGHTING, Message
+from threatbus.observe.report import PluginReport
 from threatbus.queues import MessageQueue
 from threatbus.services import Services
 from threatbus.workers import StoppableWorker
@@ -113,12 +114,13 @@ class Instance:
             now,
         )
         self.healer = Healer(name, config, self.api, self.reconciler, self.missing, now)
-        self._sources: list[StoppableWorker] = []
+        self._sources: list[ZmqSource | KafkaSource] = []
         if config.zmq is not None:
             self._sources.append(ZmqSource(name, config.zmq, self.reconciler.take, self.missing))
         if config.kafka is not None:
             self._sources.append(KafkaSource(name, config.kafka, self.reconciler.take))
         self._reader: SightingsReader | None = None
+        self._report_to(services.report)
 
     def start(self) -> None:
         """Start the workers."""
@@ -179,6 +181,16 @@ class Instance:
         self.index.close()
         if self.api is not None:
             self.api.close()
+
+    def _report_to(self, report: PluginReport) -> None:
+        """Have the connections and workers of this MISP be seen from outside."""
+        if self.api is not None:
+            self.api.state = report.connection(f"{self.name} REST")
+        for source in self._sources:
+            source.state = report.connection(source.name)
+        for worker in (*self._sources, self.healer, self.outbox):
+            if worker is not None:
+                report.worker(worker)
 
     # What the parts call.
 

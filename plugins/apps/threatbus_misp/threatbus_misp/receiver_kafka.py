@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from threatbus.errors import ThreatBusError
+from threatbus.observe.report import Connection
 from threatbus.workers import Backoff, StoppableWorker
 from threatbus_misp.config import KafkaConfig
 
@@ -41,14 +42,18 @@ class KafkaSource(StoppableWorker):
         self._config = config
         self._take = take
         self._backoff = Backoff(0.5, RECONNECT_CAP_SECS)
+        #: Where it is said how the connection is; the instance sets its own before the start.
+        self.state = Connection("kafka")
 
     def run(self) -> None:
         """Receive until stopped."""
+        self.state.down("connecting")
         while self._running():
             try:
                 self._receive()
             except KafkaUnusable as error:
                 delay = self._backoff.next()
+                self.state.down(f"trying again: {error}")
                 logger.warning("%s: %s; tried again in %.0f s", self.name, error, delay)
                 self._stop_asked.wait(delay)
 
@@ -69,7 +74,9 @@ class KafkaSource(StoppableWorker):
         try:
             self._check_topics(consumer)
             consumer.subscribe(self._config.topics)
-            logger.info("%s reads %s", self.name, ", ".join(self._config.topics))
+            topics = ", ".join(self._config.topics)
+            logger.info("%s reads %s", self.name, topics)
+            self.state.up(f"reading {topics}")
             self._backoff.reset()
             while self._running():
                 self._hand_over(consumer)

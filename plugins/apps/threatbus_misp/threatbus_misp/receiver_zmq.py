@@ -14,6 +14,7 @@ from typing import Final
 import zmq
 import zmq.utils.monitor
 
+from threatbus.observe.report import Connection
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
 from threatbus_misp.config import ZmqConfig
@@ -73,6 +74,8 @@ class ZmqSource(StoppableWorker):
         self._silent = False
         #: Whether MISP's publisher is connected.
         self.connected = False
+        #: Where it is said how the connection is; the instance sets its own before the start.
+        self.state = Connection("zmq")
 
     @property
     def address(self) -> str:
@@ -88,6 +91,7 @@ class ZmqSource(StoppableWorker):
     def run(self) -> None:
         """Receive until stopped."""
         self._wakeup.own()
+        self.state.down(f"connecting to {self.address}")
         with zmq.Context() as context, self._open(context) as sub:
             monitor = sub.get_monitor_socket()
             try:
@@ -148,6 +152,7 @@ class ZmqSource(StoppableWorker):
         if self._silent:
             self._silent = False
             self._missing.gap("MISP speaks again")
+            self.state.up(f"connected to {self.address}")
         documents = []
         for frame in frames:
             topic, _, document = frame.partition(b" ")
@@ -160,13 +165,16 @@ class ZmqSource(StoppableWorker):
         event = zmq.utils.monitor.recv_monitor_message(monitor)["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.connected = True
+            self.state.up(f"connected to {self.address}")
             logger.info("%s is connected to %s", self.name, self.address)
             self._missing.gap("connected")
         elif event == zmq.EVENT_DISCONNECTED and self.connected:
             self.connected = False
+            self.state.down(f"trying {self.address} again: the connection was lost")
             logger.warning("%s has lost %s; it tries again", self.name, self.address)
             self._missing.lost()
         elif event & _REFUSED:
+            self.state.down(f"{self.address} refuses username or password")
             logger.error(
                 "%s is refused by %s: username or password are wrong, or none is wanted",
                 self.name,
@@ -179,6 +187,7 @@ class ZmqSource(StoppableWorker):
         self._silent = True
         self._missing.lost()
         if self.connected:
+            self.state.down(f"{self.address} has been silent for {self._config.silence:.0f} s")
             logger.warning(
                 "%s has heard nothing from %s for %.0f s, not even a sign of life",
                 self.name,

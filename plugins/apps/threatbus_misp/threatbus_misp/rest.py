@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from threatbus.errors import ThreatBusError
+from threatbus.observe.report import Connection
 
 if TYPE_CHECKING:
     from pymisp import PyMISP
@@ -207,6 +208,8 @@ class MispApi:
         self._lock = threading.Lock()
         # Of the last connection made.
         self._version: str | None = None
+        #: Where it is said how MISP answers; the instance sets its own before the first call.
+        self.state = Connection("REST")
 
     def __repr__(self) -> str:
         return f"<MispApi {self._name}>"
@@ -439,7 +442,20 @@ class MispApi:
     # Calls.
 
     def _call(self, ask: Callable[[PyMISP], T], running: Running | None) -> T:
-        """Give what `ask` gets from MISP; connects before, if need be.
+        """Give what `ask` gets from MISP; connects before, if need be. Notes how MISP answers."""
+        try:
+            answer = self._answer(ask, running)
+        except (MispUnreachable, MispDenied) as error:
+            self.state.down(f"trying {self._name} again: {error.reason}")
+            raise
+        except MispRefusal:
+            self.state.up(f"{self._name} answers")
+            raise
+        self.state.up(f"{self._name} answers")
+        return answer
+
+    def _answer(self, ask: Callable[[PyMISP], T], running: Running | None) -> T:
+        """Give what `ask` gets from MISP.
 
         The request is made in a thread of its own, which is left to itself when the caller is
         asked to stop or the deadline has passed: nothing else ends a wait inside PyMISP.

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from threatbus.errors import ConfigError, InvalidConfig
 from threatbus.logger import RateLimited
+from threatbus.observe.report import Connection
 from threatbus_zeek.config import SECTION, ZeekConfig
 from threatbus_zeek.events import TOPICS
 from threatbus_zeek.transport import Arrived, Garbled, Incoming, PeerAdded, PeerLost
@@ -66,6 +67,8 @@ class BrokerTransport:
         self._reading = False
         self._published_at = 0.0
         self._log = RateLimited(logger)
+        #: Where it is said how the endpoint is; the plugin sets its own before it is opened.
+        self.state = Connection(self.name)
 
     def open(self) -> None:
         """Load Broker and listen; raises `InvalidConfig` that says what to do."""
@@ -96,6 +99,7 @@ class BrokerTransport:
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._selector.register(self._status.fd(), selectors.EVENT_READ)
         logger.info("listening on %s, port %d, for Zeeks that speak Broker", host, port)
+        self.state.up(f"listening on {host}:{port}")
 
     def receive(self, timeout: float | None, *, reading: bool) -> Sequence[Incoming]:
         """Give what has come in; see `Transport`."""

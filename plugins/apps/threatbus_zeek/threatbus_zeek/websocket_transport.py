@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from threatbus import StoppableWorker
 from threatbus.errors import ConfigError, ConnectionLost, InvalidConfig
 from threatbus.logger import RateLimited
+from threatbus.observe.report import Connection
 from threatbus.workers import Backoff
 from threatbus_zeek import wire
 from threatbus_zeek.config import SECTION, ZeekConfig, checked_url, without_login
@@ -101,11 +102,14 @@ class Reader(StoppableWorker):
     which `stop` ends. The library keeps a thread per connection that ends with it.
     """
 
-    def __init__(self, url: str, tls: ssl.SSLContext | None, inbox: Inbox) -> None:
+    def __init__(
+        self, url: str, tls: ssl.SSLContext | None, inbox: Inbox, state: Connection
+    ) -> None:
         #: The address as it may be shown.
         self.address = without_login(url)
         super().__init__(name=f"reader of {self.address}")
         self._url = url
+        self._state = state
         self._tls = tls
         self._inbox = inbox
         self._connections = 0
@@ -119,11 +123,13 @@ class Reader(StoppableWorker):
         from websockets.exceptions import WebSocketException  # noqa: PLC0415
 
         backoff = Backoff(cap=MAX_DELAY_SECS)
+        self._state.down(f"connecting to {self._url}")
         while self._running():
             try:
                 self._converse(backoff)
             except (OSError, WebSocketException, wire.BadFrame, EOFError) as error:
                 if self._running():
+                    self._state.down(f"trying {self._url} again: {error or type(error).__name__}")
                     self._log.log(
                         type(error).__name__,
                         logging.WARNING,
@@ -169,6 +175,7 @@ class Reader(StoppableWorker):
             self._connections += 1
             peer = f"connection {self._connections}"
             self.connection = connection
+            self._state.up(f"connected to {self._url}")
             self._inbox.put(PeerAdded(peer))
             try:
                 while True:
@@ -218,12 +225,14 @@ class WebSocketTransport:
         self.url = checked_url(url)
         self.name = f"zeek websocket {without_login(self.url)}"
         self._config = config
+        #: Where it is said how the connection is; the plugin sets its own before it is opened.
+        self.state = Connection(self.name)
         self._inbox = Inbox()
         self._reader: Reader | None = None
 
     def open(self) -> None:
         """Begin to connect; raises `InvalidConfig` for certificates that cannot be read."""
-        self._reader = Reader(self.url, self._tls(), self._inbox)
+        self._reader = Reader(self.url, self._tls(), self._inbox, self.state)
         self._reader.start()
 
     def receive(self, timeout: float | None, *, reading: bool) -> Sequence[Incoming]:

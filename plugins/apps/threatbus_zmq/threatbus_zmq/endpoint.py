@@ -21,6 +21,7 @@ from threatbus.errors import ConfigError, InvalidConfig
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.logger import RateLimited
+from threatbus.observe.report import PluginReport
 from threatbus.services import Services
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
@@ -104,6 +105,8 @@ class Endpoint(StoppableWorker):
             FrameReader(services.border), inq, services.rejects, self._wakeup, self.gatekeeper
         )
         inq.on_writable(self._wakeup)
+        self._state = services.report.connection("endpoint")
+        self._report_to(services.report)
         self._manage: zmq.Socket[bytes] | None = None
         self._manage_monitor: Monitor | None = None
         self._poller = zmq.Poller()
@@ -137,6 +140,11 @@ class Endpoint(StoppableWorker):
         if errors:
             self._close_sockets()
             raise InvalidConfig(errors)
+        config = self._config
+        self._state.up(
+            f"listening on {config.host}: manage {config.manage}, pub {config.pub}, "
+            f"sub {config.sub}"
+        )
         self._poller = zmq.Poller()
         self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
         monitors = [monitor.socket for monitor in self._monitors()]
@@ -199,6 +207,7 @@ class Endpoint(StoppableWorker):
                 self._turn()
         except BaseException:
             self._close_sockets()
+            self._state.down("its loop has failed and begins again; the log says why")
             raise
 
     def _turn(self) -> None:
@@ -372,6 +381,28 @@ class Endpoint(StoppableWorker):
         self._close_manage()
         self.receiver.close()
         self.publisher.close(linger_ms)
+
+    def _report_to(self, report: PluginReport) -> None:
+        """Offer what is to be seen of the endpoint from outside."""
+        publisher = self.publisher
+        report.worker(self)
+        report.worker(self.receiver.slow_lane)
+        report.readers(publisher.reader_states)
+        report.counter(
+            "sent_again",
+            "Messages sent once more, since a subscriber's connection had broken.",
+            lambda: publisher.sent_again,
+        )
+        report.counter(
+            "possibly_lost",
+            "Messages that were too large to be kept until a subscriber surely had them.",
+            lambda: publisher.uncovered,
+        )
+        report.counter(
+            "refused_subscriptions",
+            "Subscriptions of SUBs to topics that the bus had issued to nobody.",
+            lambda: publisher.refused,
+        )
 
     def _overflowed(self, p2p: str) -> None:
         """Called from the thread that put: an outq has followed the policy `disconnect`."""

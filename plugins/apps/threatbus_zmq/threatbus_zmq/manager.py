@@ -34,8 +34,11 @@ class Receiver(Protocol):
 class Receivers(Protocol):
     """The publisher, as the manager sees it."""
 
-    def add(self, p2p: str, name: str, key: str | None) -> Receiver:
-        """Make ready to deliver to `p2p`, to who has `key` only, unless that is None."""
+    def add(self, p2p: str, name: str, label: str, key: str | None) -> Receiver:
+        """Make ready to deliver to `p2p`, to who has `key` only, unless that is None.
+
+        `label` is what monitoring calls it.
+        """
 
     def remove(self, p2p: str) -> None:
         """Deliver to `p2p` no more."""
@@ -162,7 +165,7 @@ class Manager:
         name = request.name or "subscriber"
         if peer.client is not None:
             name += f" of {peer.name}"
-        receiver = self._receivers.add(p2p, f"{name} #{self._number}", peer.key)
+        receiver = self._receivers.add(p2p, f"{name} #{self._number}", name, peer.key)
         self._subscriptions[p2p] = Subscription(request.topics, receiver, peer)
         self._of_peer[peer.identity] += 1
         try:

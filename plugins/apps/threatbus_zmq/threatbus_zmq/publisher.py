@@ -18,6 +18,7 @@ import zmq
 import zmq.backend
 
 from threatbus.messages import Message
+from threatbus.observe.report import ReaderState
 from threatbus.queues import MessageQueue, size_of
 from threatbus_zmq import mapping
 from threatbus_zmq.connections import Connection, hang_up, source_of, stands
@@ -140,8 +141,10 @@ class Delivery:
         # When a full pipe is tried again, and after which delay if it is still full then.
         self.retry_at = 0.0
         self.retry_delay = FIRST_RETRY_SECS
-        # Since when the pipe has taken nothing; None while it does.
+        # Since when the pipe has taken nothing; None while it does. The first is set anew when old
+        # connections are cut off.
         self.stalled_since: float | None = None
+        self.idle_since: float | None = None
         self.outflow = Outflow()
         # Messages sent, sent again after a reconnect, and possibly lost at one.
         self.sent = 0
@@ -196,6 +199,9 @@ class Publisher:
         self._most_strays = 1000
         # SUBs that were not admitted, since they named no topic that was issued.
         self.refused = 0
+        # Messages sent again after a reconnect, and those possibly lost at one; of all subscribers.
+        self.sent_again = 0
+        self.uncovered = 0
 
     def bind(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
         """Open the socket at `address`; raises `zmq.ZMQError`."""
@@ -236,14 +242,18 @@ class Publisher:
 
     # What the manager asks for.
 
-    def add(self, p2p: str, name: str, key: str | None = None) -> Delivery:
+    def add(
+        self, p2p: str, name: str, label: str | None = None, key: str | None = None
+    ) -> Delivery:
         """Make ready to deliver to `p2p`; what comes before its SUB waits in the outq.
 
-        With a `key`, to a SUB of the client that has it, and to nobody else.
+        `name` is what logs call it, `label` what monitoring does. With a `key`, to a SUB of the
+        client that has it, and to nobody else.
         """
         delivery = Delivery(p2p, name, self._clock(), key)
         delivery.outq = self._make_outq(
             name,
+            label=label,
             on_ready=lambda: self._note_ready(delivery),
             on_overflow=lambda: self._overflowed(p2p),
         )
@@ -345,6 +355,16 @@ class Publisher:
         """Count the messages that wait, for anyone."""
         return sum(delivery.waiting for delivery in self._deliveries.values())
 
+    def reader_states(self) -> dict[str, ReaderState]:
+        """Say how subscribers are, by name; from any thread."""
+        now = self._clock()
+        found = {}
+        for each in list(self._deliveries.values()):
+            connected, since = each.connected, each.idle_since
+            stalled = max(0.0, now - since) if connected and since is not None else 0.0
+            found[each.name] = ReaderState(connected, round(stalled, 1), each.waiting)
+        return found
+
     def is_drained(self) -> bool:
         """Say whether nothing waits for a subscriber that is connected."""
         return not any(d.connected and d.waiting for d in self._deliveries.values())
@@ -445,6 +465,8 @@ class Publisher:
         count = sum(map(len, batches))
         delivery.sent_again += count
         delivery.uncovered += uncovered
+        self.sent_again += count
+        self.uncovered += uncovered
         logger.info("%s is back: %d messages are sent again", delivery.name, count)
         if uncovered:
             logger.error(
@@ -489,7 +511,7 @@ class Publisher:
             delivery.window.add(batch, size)
             delivery.sent += sent
             delivery.retry_delay = FIRST_RETRY_SECS
-            delivery.stalled_since = None
+            delivery.stalled_since = delivery.idle_since = None
         if not delivery.waiting:
             self._active.pop(delivery.p2p, None)
         return sent
@@ -502,6 +524,8 @@ def _stall(delivery: Delivery, now: float) -> None:
     """
     delivery.retry_at = now + delivery.retry_delay
     delivery.retry_delay = min(delivery.retry_delay * 2, MAX_RETRY_SECS)
+    if delivery.idle_since is None:
+        delivery.idle_since = now
     if delivery.stalled_since is None:
         delivery.stalled_since = now
     elif now - delivery.stalled_since > HALF_OPEN_SECS:

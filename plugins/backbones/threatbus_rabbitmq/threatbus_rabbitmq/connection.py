@@ -23,6 +23,7 @@ import pika.spec
 
 from threatbus.errors import ConfigError, InvalidConfig, ThreatBusError
 from threatbus.logger import RateLimited
+from threatbus.observe.report import Connection
 from threatbus.workers import Backoff, StoppableWorker
 from threatbus_rabbitmq.config import RabbitMQConfig, TlsConfig
 
@@ -170,6 +171,8 @@ class BrokerWorker(StoppableWorker):
         self._log = RateLimited(logger)
         #: How often the channel has been opened.
         self.connects = 0
+        #: Where it is said how the connection is; the plugin sets its own before the start.
+        self.state = Connection(name)
 
     @property
     def address(self) -> str:
@@ -178,6 +181,7 @@ class BrokerWorker(StoppableWorker):
 
     def run(self) -> None:
         """Connect, serve, and connect again."""
+        self.state.down(f"connecting to {self.address}")
         while self._running():
             self._attempts += 1
             self._serve()
@@ -237,6 +241,7 @@ class BrokerWorker(StoppableWorker):
     def succeeded(self) -> None:
         """Note that the attempt has led to what the subclass wants. For ``on_…``."""
         self._succeeded_at = time.monotonic()
+        self.state.up(f"connected to {self.address}")
         self._tried.set()
 
     def hang_up(self, reason: str = "") -> None:
@@ -279,18 +284,21 @@ class BrokerWorker(StoppableWorker):
 
     def _say_what_happened(self, delay: float) -> None:
         if self._refusal is not None:
+            self.state.down(f"gave up: {self._refusal}")
             if not self._awaited:
                 logger.error("%s gives up: %s", self.name, self._refusal)
             return
         # A broker that is away is said so, not shouted.
         quiet = self._attempts > 1 and self._attempts % LOGGED_ATTEMPTS
         level = logging.DEBUG if quiet else logging.WARNING
+        reason = self._reason or "no reason given"
+        self.state.down(f"trying {self.address} again, attempt {self._attempts + 1}: {reason}")
         logger.log(
             level,
             "%s has no connection to %s: %s; attempt %d follows in %.1f s",
             self.name,
             self.address,
-            self._reason or "no reason given",
+            reason,
             self._attempts + 1,
             delay,
         )
@@ -319,15 +327,18 @@ class BrokerWorker(StoppableWorker):
             raise self._failure
 
     def _on_open(self, connection: Any) -> None:
-        connection.add_on_connection_blocked_callback(
-            lambda _, frame: logger.warning(
-                "%s: the broker takes no messages for now (%s)", self.name, frame.method.reason
-            )
-        )
-        connection.add_on_connection_unblocked_callback(
-            lambda *_: logger.info("%s: the broker takes messages again", self.name)
-        )
+        connection.add_on_connection_blocked_callback(self.guarded(self._on_blocked))
+        connection.add_on_connection_unblocked_callback(self.guarded(self._on_unblocked))
         self._open_channel()
+
+    def _on_blocked(self, _: Any, frame: Any) -> None:
+        reason = frame.method.reason
+        logger.warning("%s: the broker takes no messages for now (%s)", self.name, reason)
+        self.state.down(f"{self.address} takes no messages for now: {reason}")
+
+    def _on_unblocked(self, *_: Any) -> None:
+        logger.info("%s: the broker takes messages again", self.name)
+        self.state.up(f"connected to {self.address}")
 
     def _open_channel(self) -> None:
         self._connection.channel(on_open_callback=self.guarded(self._on_channel_open))
