@@ -12,8 +12,9 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from benchmarks import amqp, misp, systems, tenzir, zeek
+from benchmarks import amqp, misp, status, systems, tenzir, zeek
 from benchmarks.load import Result, indicator, readers, run
+from testbed.ports import free_port
 from testbed.rabbit import RabbitNode
 from testbed.tenzir import TenzirNode
 
@@ -105,6 +106,35 @@ def misp_zmq(count: int, rounds: int) -> None:
         f"{their_rate:,.0f}",
         f"{our_rate / their_rate:.2f}",
         f"at least 0.25; lost: {sum(result.lost for result in ours + theirs)}",
+    )
+
+
+def scraped(subscribers: int, count: int, rounds: int) -> None:
+    """The bus looked at every second, beside the same bus that nobody looks at."""
+    quiet: list[Result] = []
+    watched: list[Result] = []
+    looks: list[tuple[int, float]] = []
+    for number in range(rounds):
+        # In turn, and each as often the first: the machine is not the same from run to run.
+        for looked_at in (False, True) if number % 2 else (True, False):
+            port = free_port()
+            with systems.bus(subscribers, apps=status.section(port)) as system:
+                if looked_at:
+                    with status.looked_at(port, looks):
+                        watched.append(run(system, count))
+                else:
+                    quiet.append(run(system, count))
+    ours, theirs = (median(r.rate for r in results) for results in (watched, quiet))
+    cost = [median(r.cpu_seconds / r.messages for r in results) for results in (watched, quiet)]
+    what = f"{subscribers} subscriber(s), looked at or not"
+    _row(f"messages/s, {what}", f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}", "about 1")
+    _row(
+        f"processor µs per message, {what}",
+        f"{cost[0] * 1e6:.2f}",
+        f"{cost[1] * 1e6:.2f}",
+        f"{cost[0] / cost[1]:.2f}",
+        f"about 1; {sum(n for n, _ in looks)} looks of "
+        f"{median(seconds for _, seconds in looks) * 1000:.0f} ms",
     )
 
 
@@ -206,7 +236,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default 5)")
     parser.add_argument(
         "--only",
-        choices=["throughput", "latency", "rabbitmq", "zeek", "misp", "tenzir", "backlog", "rest"],
+        choices=[
+            "throughput",
+            "latency",
+            "status",
+            "rabbitmq",
+            "zeek",
+            "misp",
+            "tenzir",
+            "backlog",
+            "rest",
+        ],
     )
     options = parser.parse_args()
     rounds = options.rounds
@@ -215,6 +255,8 @@ def main() -> None:
         ("throughput", lambda: throughput(10, 50_000, rounds, 0.75)),
         ("latency", lambda: latency(200, 1000, min(rounds, 3))),
         ("latency", lambda: latency(5000, 25_000, min(rounds, 3))),
+        ("status", lambda: scraped(1, 500_000, rounds)),
+        ("status", lambda: scraped(10, 100_000, rounds)),
         ("rabbitmq", lambda: rabbitmq(30_000, min(rounds, 3))),
         ("misp", lambda: misp_zmq(50_000, min(rounds, 3))),
         ("tenzir", lambda: lookup_table(10_000, min(rounds, 3))),

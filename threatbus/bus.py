@@ -10,15 +10,13 @@ It knows subscribers and messages, and nothing of the tools at the ends.
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -30,11 +28,13 @@ from threatbus import config as bus_config
 from threatbus import plugins
 from threatbus.border import Border
 from threatbus.control import ControlSocket
-from threatbus.errors import ControlError, Overflow, PluginError
+from threatbus.errors import ControlError, Overflow, PluginError, Refused
 from threatbus.gate import Gate
 from threatbus.hookspecs import APP_GROUP, BACKBONE_GROUP
 from threatbus.intake import Intake
 from threatbus.messages import INTERNAL_PREFIX, STIX_PREFIX
+from threatbus.observe.observer import Kind, Observer, PluginRecord
+from threatbus.observe.view import BusState, BusView, PluginState
 from threatbus.plugins import InstalledPlugin, Plugin
 from threatbus.queues import Bounds, MessageQueue, OverflowPolicy
 from threatbus.rejects import RejectStore
@@ -96,9 +96,12 @@ class Subscriptions:
         """Say which backbones run; called once, before the first subscription."""
         self._backbones = backbones
 
-    def admit(self, q: object, *, drained_by_plugin: bool = False) -> Subscriber:
+    def admit(
+        self, q: object, *, drained_by_plugin: bool = False, record: PluginRecord | None = None
+    ) -> Subscriber:
         """Give the subscriber for `q`, a new one unless there is one; it gets nothing yet.
 
+        `record` is that of the plugin that subscribes.
         Raises `Overflow` for a queue that is closed, and when the bus is stopping.
         """
         with self._lock:
@@ -106,7 +109,7 @@ class Subscriptions:
                 raise Overflow("the bus is stopping and takes no more subscribers")
             found = self._by_queue.get(id(q))
             if found is None:
-                found = self._make(q, drained_by_plugin)
+                found = self._make(q, drained_by_plugin, record)
                 self._by_queue[id(q)] = found
             return found.subscriber
 
@@ -141,6 +144,8 @@ class Subscriptions:
         else:
             # Nobody may read it any more, and full it would hold up the sources.
             found.subscriber.queue.close()
+        if found.subscriber.outlet is not None:
+            found.subscriber.outlet.ended()
         self._on_gone(found.subscriber)
 
     def current(self) -> list[Subscriber]:
@@ -179,7 +184,9 @@ class Subscriptions:
         for feeder in finishing:
             feeder.stop()
 
-    def _make(self, q: object, drained_by_plugin: bool) -> _Subscription:
+    def _make(
+        self, q: object, drained_by_plugin: bool, record: PluginRecord | None
+    ) -> _Subscription:
         feeder = None
         if isinstance(q, MessageQueue):
             outq = q
@@ -190,7 +197,12 @@ class Subscriptions:
             feeder = ForeignFeeder(outq, cast("ForeignQueue", q), lambda: self._end_soon(q))
             feeder.start()
         outq.when_overflowed(lambda: self._end_soon(q))
-        subscriber = Subscriber(outq.name, outq, several_backbones=len(self._backbones) > 1)
+        subscriber = Subscriber(
+            outq.name,
+            outq,
+            several_backbones=len(self._backbones) > 1,
+            outlet=record.subscribed(outq) if record is not None else None,
+        )
         return _Subscription(q, subscriber, feeder, drained_by_plugin)
 
     def _end_soon(self, q: object) -> None:
@@ -252,7 +264,7 @@ class ThreatBus:
     """One running bus. Made by `threatbus.start`; ended by `stop`.
 
     Objects it owns: the gates, the intake, one inq per backbone, the subscriptions, the snapshots,
-    the reject store, the control socket. Two buses in one process share none of them.
+    the reject store, the observer, the control socket. Two buses in one process share none of them.
     """
 
     def __init__(
@@ -267,10 +279,15 @@ class ThreatBus:
         self._drain_timeout = core.drain_timeout
         directory = Path(core.state_directory)
         self.rejects = RejectStore(directory, core.rejected.messages, core.rejected.bytes)
-        self.control = ControlSocket(directory, {"status": lambda _: self.status()})
+        self.observer = Observer(core.trace.messages, core.trace.bytes)
+        self.control = ControlSocket(
+            directory, {"status": lambda _: self.status(), "trace": self._trace}
+        )
         self._gate = Gate()
         self._outq_gate = Gate(upstream=self._gate)
         self.intake = Intake(self._gate, self.rejects)
+        # The same for each app plugin, under its name.
+        self._intakes = {app.name: self.intake.of_plugin(self._record(app)) for app in apps}
         self._inqs = {
             backbone.name: MessageQueue(
                 f"inq of {backbone.name}",
@@ -281,7 +298,7 @@ class ThreatBus:
             for backbone in backbones
         }
         self._border = Border()
-        self.subscriptions = Subscriptions(self._services(None).outq, self._forget)
+        self.subscriptions = Subscriptions(self._make_outq, self._forget)
         self.snapshots = Snapshots(
             self.subscriptions.current,
             core.snapshot_timeout,
@@ -291,10 +308,17 @@ class ThreatBus:
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
         self._failed: list[Plugin] = []
-        # What `status` says of the bus as a whole; times by the wall clock and the monotonic one.
-        self._state = "starting"
-        self._started_at = datetime.now(UTC)
-        self._started = time.monotonic()
+        self._state: BusState = "starting"
+        self.view = BusView(
+            observer=self.observer,
+            intake=self.intake,
+            inqs=self._inqs,
+            rejects=self.rejects,
+            snapshots=self.snapshots,
+            subscribers=self.subscriptions.current,
+            plugins=self._plugin_states,
+            state=lambda: self._state,
+        )
 
     @property
     def running(self) -> bool:
@@ -339,7 +363,7 @@ class ThreatBus:
                 config=self.checked.plain_backbones,
                 logging=self._plain_logging,
                 inq=inq,
-                services=self._services(self.checked.backbones.get(backbone.name)),
+                services=self._services(backbone, self.checked.backbones),
             ):
                 self.intake.attach(inq)
             else:
@@ -361,10 +385,10 @@ class ThreatBus:
                 app,
                 config=self.checked.plain_apps,
                 logging=self._plain_logging,
-                inq=self.intake,
-                subscribe_callback=partial(self._subscribe, app.has("drain")),
+                inq=self._intakes[app.name],
+                subscribe_callback=partial(self._subscribe, app),
                 unsubscribe_callback=self.unsubscribe,
-                services=self._services(self.checked.apps.get(app.name)),
+                services=self._services(app, self.checked.apps),
             ):
                 self._apps.remove(app)
                 self._do_without(app, started)
@@ -375,21 +399,39 @@ class ThreatBus:
         self._failed.append(plugin)
         self._end_plugin(plugin, STOP_TIMEOUT_SECS)
 
-    def _services(self, section: Any) -> Services:
+    def _services(self, plugin: Plugin, sections: Mapping[str, msgspec.Struct | None]) -> Services:
         queues = self.checked.core.queues
         return Services(
-            section=section,
+            section=sections.get(plugin.name),
             border=self._border,
             rejects=self.rejects,
             state_directory=Path(self.checked.core.state_directory),
             outq_bounds=Bounds(queues.outq_messages, queues.outq_bytes),
             overflow=OverflowPolicy(queues.overflow),
             outq_gate=self._outq_gate,
+            report=self._record(plugin).report,
+            view=self.view,
         )
+
+    def _make_outq(self, name: str) -> MessageQueue:
+        """Make the queue that stands before a foreign one."""
+        queues = self.checked.core.queues
+        policy = OverflowPolicy(queues.overflow)
+        return MessageQueue(
+            name,
+            Bounds(queues.outq_messages, queues.outq_bytes),
+            policy,
+            label="foreign queue",
+            gate=self._outq_gate,
+        )
+
+    def _record(self, plugin: Plugin) -> PluginRecord:
+        """Give what is seen of a plugin."""
+        return self.observer.plugin(plugin.name, _kind(plugin))
 
     def _snapshot_hook(self, app: Plugin) -> Callable[[Any], None]:
         def answer(request: Any) -> None:
-            app.call("snapshot", snapshot_request=request, result_q=self.intake)
+            app.call("snapshot", snapshot_request=request, result_q=self._intakes[app.name])
 
         return answer
 
@@ -399,17 +441,21 @@ class ThreatBus:
         self, topic: str | list[str], q: object, time_delta: timedelta | None = None
     ) -> str | None:
         """Let `q` receive what matches `topic`; see `threatbus.hookspecs.AppSpec.run`."""
-        return self._subscribe(False, topic, q, time_delta)
+        return self._subscribe(None, topic, q, time_delta)
 
     def _subscribe(
         self,
-        drained_by_plugin: bool,
+        app: Plugin | None,
         topic: str | list[str],
         q: object,
         time_delta: timedelta | None = None,
     ) -> str | None:
         topics = [topic] if isinstance(topic, str) else list(topic)
-        subscriber = self.subscriptions.admit(q, drained_by_plugin=drained_by_plugin)
+        subscriber = self.subscriptions.admit(
+            q,
+            drained_by_plugin=app is not None and app.has("drain"),
+            record=self._record(app) if app is not None else None,
+        )
         opened = []
         if time_delta is not None and time_delta > timedelta(0):
             # Before the first live message: what comes live is what a snapshot must not overwrite.
@@ -432,50 +478,26 @@ class ThreatBus:
     # Seeing inside.
 
     def stats(self) -> dict[str, Any]:
-        """Give the counters of all queues, subscribers and rejects.
-
-        Subscribers go by name; of several with one name all but the first get a number.
-        """
-        subscribers: dict[str, Any] = {}
-        for subscriber in self.subscriptions.current():
-            name = subscriber.name
-            if name in subscribers:
-                name = f"{name} ({len(subscribers) + 1})"
-            counters = asdict(subscriber.queue.stats())
-            subscribers[name] = {**counters, "outdated_bodies": subscriber.outdated_bodies}
-        return {
-            "accepted": self.intake.accepted,
-            "refused": self.intake.refused,
-            "inq": {name: asdict(inq.stats()) for name, inq in self._inqs.items()},
-            "subscribers": subscribers,
-            "rejected": {f"{o}: {reason}": n for (o, reason), n in self.rejects.counts.items()},
-            "rejected_not_kept": self.rejects.not_kept,
-            "unclaimed_snapshot_answers": self.snapshots.unclaimed,
-            "lost_parts": self.lost_parts,
-        }
+        """Give the counters of all queues, subscribers and rejects; see `BusView.stats`."""
+        return self.view.stats()
 
     def status(self) -> dict[str, Any]:
-        """Say how the bus is doing: what `stats` gives, and which parts run since when.
+        """Say how the bus is doing; see `BusView.status`."""
+        return self.view.status()
 
-        Nothing of the configuration is in it but names, so no secret is.
-        """
+    def _trace(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer the command `trace` of the control socket."""
+        wanted = request.get("of")
+        if not isinstance(wanted, str) or not wanted:
+            raise Refused("trace wants to know of what: an id or a value, as text")
+        return self.view.trace(wanted)
+
+    def _plugin_states(self) -> list[PluginState]:
         running = [*self._backbones, *self._apps]
-        return {
-            "version": importlib.metadata.version("threatbus"),
-            "pid": os.getpid(),
-            "state": self._state,
-            "started": self._started_at.isoformat(timespec="seconds"),
-            "uptime_seconds": round(time.monotonic() - self._started, 1),
-            "plugins": [
-                {
-                    "name": plugin.name,
-                    "kind": "backbone" if plugin.group == BACKBONE_GROUP else "app",
-                    "state": "lost" if plugin in self._failed else "running",
-                }
-                for plugin in [*running, *self._failed]
-            ],
-            **self.stats(),
-        }
+        return [
+            PluginState(plugin.name, _kind(plugin), plugin not in self._failed)
+            for plugin in [*running, *self._failed]
+        ]
 
     # While it runs.
 
@@ -619,3 +641,7 @@ def start(config: Any) -> ThreatBus:
 
 def _loaded(found: dict[str, InstalledPlugin], wanted: Any) -> list[Plugin]:
     return [found[name].loaded for name in wanted]
+
+
+def _kind(plugin: Plugin) -> Kind:
+    return "backbone" if plugin.group == BACKBONE_GROUP else "app"

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from threatbus.errors import Overflow
 from threatbus.logger import RateLimited
@@ -63,6 +63,18 @@ class QueueStats:
     put: int
     dropped: int
     closed: bool
+    lag_seconds: float = 0.0
+    """How long a message has waited that is still there: the oldest, or one not much newer."""
+
+
+class Stopwatch(Protocol):
+    """Knows when a message was accepted, and hears how long it took until it was taken."""
+
+    def started(self, message_id: int | str) -> float | None:
+        """Give the monotonic time at which a message was accepted, if it is known."""
+
+    def stopped(self, started: float) -> None:
+        """Note that a message that was accepted at `started` has been taken just now."""
 
 
 def size_of(batch: Sequence[Message]) -> int:
@@ -73,7 +85,8 @@ def size_of(batch: Sequence[Message]) -> int:
 class MessageQueue:
     """A bounded FIFO of messages between threads.
 
-    `name` is for logs and counters. `on_ready` is called, in the thread that puts, when the
+    `name` is for logs and counters, `label` (by default the same) what monitoring calls it and
+    others like it. `on_ready` is called, in the thread that puts, when the
     queue was empty and no longer is: a publisher that also waits on sockets is woken by it.
     `on_overflow` is called once, in the thread that puts, when the policy `DISCONNECT` has closed
     the queue. Both are called while a backbone delivers and may hold locks of its own, so they
@@ -87,11 +100,13 @@ class MessageQueue:
         bounds: Bounds | None = None,
         policy: OverflowPolicy = OverflowPolicy.DISCONNECT,
         *,
+        label: str | None = None,
         gate: Gate | None = None,
         on_ready: Callable[[], None] | None = None,
         on_overflow: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
+        self.label = name if label is None else label
         self.bounds = bounds or Bounds()
         self.policy = policy
         self._gate = gate if policy is OverflowPolicy.BLOCK else None
@@ -112,6 +127,11 @@ class MessageQueue:
         self._closed = False
         # Set by consume(): batches go straight to it instead of into the deque.
         self._consumer: Callable[[Sequence[Message]], None] | None = None
+        # Set by time_with(). One message at a time is timed: since when, and how many are before
+        # it plus itself; 0 while none is.
+        self._stopwatch: Stopwatch | None = None
+        self._timed_since = 0.0
+        self._timed_place = 0
 
     # Messages in batches: how the parts of the bus talk to each other.
 
@@ -143,6 +163,8 @@ class MessageQueue:
                     self._put += len(batch)
                     self._unfinished += len(batch)
                     self._high_water = max(self._high_water, len(self._messages))
+                    if self._stopwatch is not None and not self._timed_place:
+                        self._begin_timing(self._stopwatch, batch)
                     if self._getters:
                         self._filled.notify(len(batch))
                 # Inside the lock: whoever takes the last message opens the gate after this.
@@ -171,7 +193,10 @@ class MessageQueue:
             batch = self._take(limit)
             if finish:
                 self._finish(len(batch))
+            timed = self._timed_place and self._end_timing(len(batch))
             opened = self._gate is not None and self._open_gate()
+        if timed and self._stopwatch is not None:
+            self._stopwatch.stopped(timed)
         if opened:
             self._announce()
         return batch
@@ -211,6 +236,15 @@ class MessageQueue:
         """Have `callback` called as well when the policy `DISCONNECT` has closed the queue."""
         self._on_overflow.append(callback)
 
+    def time_with(self, stopwatch: Stopwatch) -> None:
+        """Have messages timed from their acceptance until they are taken, one after the other."""
+        self._stopwatch = stopwatch
+
+    @property
+    def given(self) -> int:
+        """How many messages have been put since it was made."""
+        return self._put
+
     @property
     def closed(self) -> bool:
         """Whether the queue has been closed, by its owner or by its policy."""
@@ -226,6 +260,7 @@ class MessageQueue:
                 put=self._put,
                 dropped=self._dropped,
                 closed=self._closed,
+                lag_seconds=self._lag(),
             )
 
     # Plain objects one by one: what a foreign plugin expects of a queue.
@@ -325,6 +360,7 @@ class MessageQueue:
             kept.appendleft(message)
             kept_size += cost
         self._dropped += len(batch) - len(kept)
+        self._timed_place = 0
         while self._messages and self._exceeds(len(kept), kept_size):
             self._finish(len(self._take(1)))
             self._dropped += 1
@@ -371,6 +407,22 @@ class MessageQueue:
         self._finish(len(self._messages))
         self._messages.clear()
         self._bytes = 0
+        self._timed_place = 0
+
+    def _begin_timing(self, stopwatch: Stopwatch, batch: Sequence[Message]) -> None:
+        """Time the first of `batch`, which has just been appended, unless it is another bus's."""
+        started = stopwatch.started(batch[0].id)
+        if started is not None:
+            self._timed_since = started
+            self._timed_place = len(self._messages) - len(batch) + 1
+
+    def _end_timing(self, taken: int) -> float:
+        """Give since when the timed message was under way, 0 if it is not among those taken."""
+        self._timed_place = max(0, self._timed_place - taken)
+        return 0.0 if self._timed_place else self._timed_since
+
+    def _lag(self) -> float:
+        return round(time.monotonic() - self._timed_since, 3) if self._timed_place else 0.0
 
     def _finish(self, count: int) -> None:
         self._unfinished -= count

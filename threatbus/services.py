@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from threatbus.observe.report import PluginReport
 from threatbus.queues import Bounds, MessageQueue, OverflowPolicy
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from threatbus.border import Border
     from threatbus.gate import Gate
+    from threatbus.observe.view import BusView
     from threatbus.rejects import RejectStore
 
 
@@ -35,19 +37,29 @@ class Services:
     #: Shut while an outq is full whose policy is ``block``. A backbone that can let messages wait
     #: elsewhere delivers none meanwhile; app plugins see the same at inq.
     outq_gate: Gate
+    #: Where the plugin says how its connections are, and offers numbers of its own.
+    report: PluginReport = field(default_factory=PluginReport)
+    #: The bus as seen from outside; None where there is none, as in a plugin's tests.
+    view: BusView | None = None
 
     def outq(
         self,
         name: str,
         *,
+        label: str | None = None,
         on_ready: Callable[[], None] | None = None,
         on_overflow: Callable[[], None] | None = None,
     ) -> MessageQueue:
-        """Make a queue to subscribe with; see `MessageQueue` for the two callbacks."""
+        """Make a queue to subscribe with; see `MessageQueue` for the callbacks.
+
+        `name` is the subscriber's own. `label` is what monitoring calls it: what it calls itself,
+        without a number that changes when it comes back.
+        """
         return MessageQueue(
             name,
             self.outq_bounds,
             self.overflow,
+            label=label,
             gate=self.outq_gate if self.overflow is OverflowPolicy.BLOCK else None,
             on_ready=on_ready,
             on_overflow=on_overflow,

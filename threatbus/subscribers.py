@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -21,6 +21,9 @@ from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.queues import MessageQueue
 from threatbus.workers import StoppableWorker
+
+if TYPE_CHECKING:
+    from threatbus.observe.observer import Outlet
 
 logger = logging.getLogger("threatbus.subscribers")
 
@@ -161,10 +164,13 @@ class Subscriber:
         queue: MessageQueue,
         *,
         several_backbones: bool,
+        outlet: Outlet | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.queue = queue
+        # Where it is noted what the queue is given; called under the lock below.
+        self.outlet = outlet
         self._clock = clock
         self.topics: set[str] = set()
         # Orders copies, live messages and snapshot bodies of this subscriber. Held while the queue
@@ -186,6 +192,8 @@ class Subscriber:
             if self._guard is not None:
                 self._remember(self._guard, batch)
             self.queue.put_many(batch, size)
+            if self.outlet is not None:
+                self.outlet.passed(batch)
 
     def put(self, item: object) -> None:
         """Take one plain object from a backbone of the old kind."""
@@ -220,8 +228,12 @@ class Subscriber:
             self._guard.deadline = max(self._guard.deadline, deadline)
             if not self._guard.lets_pass(body):
                 self.outdated_bodies += 1
+                if self.outlet is not None:
+                    self.outlet.body_outdated()
                 return False
             self.queue.put_many([body])
+            if self.outlet is not None:
+                self.outlet.passed_body(body)
             return True
 
     def _remember(self, guard: SnapshotGuard, batch: Sequence[Message]) -> None:

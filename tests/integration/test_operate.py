@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import zmq
-from helpers.buses import Buses, TestPlugins
-from helpers.documents import encode, indicator
+from helpers.buses import Buses, OpenApp, TestPlugins
+from helpers.documents import encode, indicator, indicator_message
 from helpers.waiting import eventually, finished
 
 import threatbus
@@ -20,6 +20,8 @@ from integration.cli_helpers import run as run_command
 from testbed.ports import Doors
 from threatbus.control import ask
 from threatbus.errors import BusUnreachable
+from threatbus.messages import INDICATOR, Message
+from threatbus.observe.report import ReaderState
 from threatbus.rejects import MAX_KEPT_BYTES, RejectStore, stored
 
 
@@ -126,6 +128,89 @@ def test_status_holds_no_secret(tmp_path: Path, start_bus: Buses, plugins: TestP
     plugins.app("secretive", Secretive)
     bus = start_bus({"secretive": {"password": "hunter2", "url": "https://u:hunter2@x"}})
     assert "hunter2" not in json.dumps(ask(bus.control.path, "status"))
+
+
+# trace
+
+
+def test_a_trace_says_where_an_indicator_came_from_and_went(
+    bus: BusProcess, tmp_path: Path
+) -> None:
+    reader = Process(tmp_path / "tail", "tail", "--endpoint", bus.endpoint)
+    bus.says("threatbus tail #1 subscribes")
+    known = indicator("[domain-name:value = 'evil.example']", x_threatbus_source="MISP 1")
+    publish(bus, encode(known))
+    publish(bus, encode({**known, "revoked": True}))
+    reader.lines(2)
+    done = run_command("trace", "evil.example", "-c", str(bus.config))
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["objects"]
+    assert found["id"] == known["id"]
+    assert found["withdrawn"]
+    assert [each["operation"] for each in found["messages"]] == ["ADD", "REMOVE"]
+    assert found["messages"][0]["plugin"] == "zmq"
+    assert found["messages"][0]["to"] == [{"subscriber": "threatbus tail #1", "state": "taken"}]
+    screen = Terminal("trace", known["id"], "-c", str(bus.config))
+    shown = screen.shows("REMOVE")
+    screen.close()
+    reader.kill()
+    assert "[domain-name:value = 'evil.example']" in shown
+    assert "withdrawn at " in shown
+    assert "threatbus tail #1 (taken)" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["TIME", "WHAT", "FROM", "SOURCE", "BYTES", "TO"] in rows
+
+
+def test_a_trace_that_finds_nothing_says_why_and_what_to_do(bus: BusProcess) -> None:
+    nothing = run_command("trace", "evil.example", "-c", str(bus.config))
+    assert nothing.returncode == 1
+    assert b"nothing has passed since the bus started" in nothing.stderr
+    publish(bus, encode(indicator()))
+    other = run_command("trace", "evil.example", "-c", str(bus.config))
+    assert other.returncode == 1
+    assert b"is not among the 1 messages that passed since the bus started" in other.stderr
+    assert b"`threatbus rejected`" in other.stderr
+    assert b"`threatbus tail --snapshot DAYS`" in other.stderr
+    assert json.loads(other.stdout)["objects"] == []
+
+
+def test_a_trace_says_what_the_bus_does_not_keep(start_bus: Buses, open_app: OpenApp) -> None:
+    bus = start_bus({"open": None}, trace={"messages": 1, "bytes": 100_000})
+    first, second = (indicator(f"[a:b = '{name}']") for name in ("first", "second"))
+    for each in (first, second):
+        open_app.inq.put_many([Message(INDICATOR, encode(each))])
+    done = run_command("trace", "first", "--socket", str(bus.control.path))
+    assert done.returncode == 1
+    assert b"`trace` in the configuration allows 1 messages and 97.7 KiB" in done.stderr
+    nobody = run_command("trace", "second", "--socket", str(bus.control.path))
+    assert nobody.returncode == 0
+    assert b"went to nobody" in nobody.stderr
+
+
+def test_a_trace_names_who_has_not_taken_it_yet(start_bus: Buses, open_app: OpenApp) -> None:
+    bus = start_bus({"open": None})
+    open_app.subscribe("stix2/", open_app.services.outq("sleeper"))
+    open_app.inq.put_many([indicator_message(pattern="[a:b = 'c']")])
+    done = run_command("trace", "c", "--socket", str(bus.control.path))
+    assert done.returncode == 0
+    assert b"it still waits for sleeper: see DEPTH" in done.stderr
+
+
+def test_status_names_a_connection_that_is_down_and_who_takes_nothing(
+    start_bus: Buses, open_app: OpenApp
+) -> None:
+    bus = start_bus({"open": None})
+    report = open_app.services.report
+    report.connection("broker").down("trying broker.example again: refused")
+    open_app.subscribe("stix2/", open_app.services.outq("sleeper"))
+    report.readers(lambda: {"sleeper": ReaderState(True, 99.0, 1)})
+    done = run_command("status", "--socket", str(bus.control.path))
+    assert done.returncode == 1
+    assert b"open: broker is down: trying broker.example again: refused" in done.stderr
+    assert b"sleeper takes nothing" in done.stderr
+    rows = [line.split() for line in done.stdout.decode().splitlines()]
+    assert ["PLUGIN", "CONNECTION", "STATE", "FOR", "RECONNECTS", "WHAT"] in rows
+    assert any(row[:3] == ["open", "broker", "down"] for row in rows)
 
 
 # rejected

@@ -16,6 +16,7 @@ from threatbus.border import Border
 from threatbus.cli import display, documents, main, outcome, progress, tail, text
 from threatbus.errors import BusUnreachable, ConfigError, InvalidConfig, PluginError
 from threatbus.messages import Message
+from threatbus.summary import Summary
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -151,7 +152,7 @@ def test_nothing_that_a_stranger_wrote_reaches_the_terminal_raw() -> None:
 
 
 def test_a_document_of_unexpected_types_is_shown_all_the_same() -> None:
-    odd = {key: [{"a": None}] for key in display._View.__struct_fields__}
+    odd = {key: [{"a": None}] for key in Summary.__struct_fields__}
     for kind in ("indicator", "sighting", "snapshotrequest", "other"):
         assert shown({**odd, "type": kind}).isprintable()
     assert "cannot be read" in display.line(Message("stix2/indicator", b"[" * 10_000))

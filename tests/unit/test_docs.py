@@ -11,6 +11,7 @@ import pytest
 from threatbus_inmem.plugin import InMemoryConfig
 from threatbus_misp.config import FilterConfig, InstanceConfig
 from threatbus_rabbitmq.config import RabbitMQConfig
+from threatbus_web.config import WebConfig
 from threatbus_zeek.config import ZeekConfig
 from threatbus_zmq.config import ZmqConfig
 
@@ -45,8 +46,9 @@ def sections_of(schema: Schema, path: str = "") -> dict[str, Schema]:
 
 SECTIONS: Final[dict[str, Schema]] = {
     **sections_of(CoreConfig),
-    "plugins.apps.zmq": ZmqConfig,
-    "plugins.apps.zeek": ZeekConfig,
+    "plugins.apps.web": WebConfig,
+    **sections_of(ZmqConfig, "plugins.apps.zmq"),
+    **sections_of(ZeekConfig, "plugins.apps.zeek"),
     # What MispConfig has besides is `instances`, which is a mapping of these.
     **sections_of(InstanceConfig, "plugins.apps.misp"),
     "plugins.backbones.inmem": InMemoryConfig,

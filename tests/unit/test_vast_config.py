@@ -13,6 +13,7 @@ from vast_threatbus.config import MetricsConfig, VastConfig, read
 
 from threatbus.client import Endpoint
 from threatbus.config import LoggingConfig, check_section, yaml12
+from threatbus.keyfiles import ClientKeys, client_file
 
 HERE: Final = Path(__file__).parents[2] / "apps" / "vast"
 
@@ -70,6 +71,16 @@ def test_variables_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert warnings == []
 
 
+def test_keys_are_for_the_bus_alone(tmp_path: Path) -> None:
+    path = tmp_path / "client.key"
+    keys = ClientKeys(public_key="x" * 40, secret_key="y" * 40, server_key="z" * 40)
+    path.write_text(client_file(keys, "vast"))
+    found = VastConfig(key_file=str(path))
+    assert found.bus.keys == keys
+    assert found.node.keys is None
+    assert "cannot be read" in errors(key_file=str(tmp_path / "none"))["key_file"]
+
+
 def test_everything_that_is_wrong_is_said_at_once() -> None:
     found = errors(vast="a:b:c", threatbus="", live_match=False, retro_match=False)
     assert "threatbus" in found
@@ -119,7 +130,7 @@ def example() -> dict[str, Any]:
     return yaml12.parse(re.sub(r"(?m)^( *)#(?=\S|  )", r"\1", text), "example")
 
 
-OPTIONAL: Final = {"transform_context", "sink"}
+OPTIONAL: Final = {"key_file", "transform_context", "sink"}
 
 
 def test_the_example_has_every_key_with_its_default() -> None:

@@ -18,6 +18,7 @@ from threatbus_zeek.values import Count, Event
 from threatbus.border import Border
 from threatbus.gate import Gate
 from threatbus.intake import Intake
+from threatbus.observe.report import Connection
 from threatbus.queues import Bounds, MessageQueue, OverflowPolicy
 from threatbus.rejects import RejectStore
 from threatbus.services import Services
@@ -32,6 +33,7 @@ class Transport:
 
     def __init__(self, *, keeps_its_peer: bool) -> None:
         self.keeps_its_peer = keeps_its_peer
+        self.state = Connection(self.name)
         self.published: list[tuple[str, Event]] = []
         self.on_publish: Callable[[Event], object] = lambda event: None
 

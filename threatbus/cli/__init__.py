@@ -9,7 +9,7 @@ import argparse
 import importlib.metadata
 from collections.abc import Sequence
 
-from threatbus.cli import check, plugins, publish, rejected, run, status, tail
+from threatbus.cli import check, keys, plugins, publish, rejected, run, status, tail, trace
 from threatbus.cli.options import add_config
 from threatbus.cli.outcome import INTERRUPTED, failure
 from threatbus.errors import ThreatBusError
@@ -22,9 +22,11 @@ examples:
   threatbus check -c config.yaml          say all that is wrong with a configuration
   threatbus plugins                       list what is installed
   threatbus status                        see how a running bus is doing
+  threatbus trace evil.example            see where an indicator came from and went
   threatbus tail                          watch what a running bus carries
   threatbus publish indicators.json       publish STIX objects to a running bus
   threatbus rejected                      list what was not let in, and why
+  threatbus keys server                   make keys, so that only their owners take part
 """
 
 
@@ -53,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     add_config(parser, default=None)
     parser.set_defaults(command=run.command)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (run, check, plugins, status, tail, publish, rejected):
+    for module in (run, check, plugins, status, trace, tail, publish, rejected, keys):
         module.add_parser(commands)
     return parser

@@ -20,6 +20,12 @@ NonNegativeInt = Annotated[int, Meta(ge=0, description="a whole number, 0 or mor
 Ratio = Annotated[float, Meta(ge=0, le=1, description="a number between 0 and 1")]
 Text = Annotated[str, Meta(min_length=1, description="text that is not empty")]
 Host = Annotated[str, Meta(min_length=1, description="a host name or an address")]
+#: Never shown; the key with ``_file`` after it names a file that holds the value instead.
+Secret = Annotated[str, Meta(description="text", extra={"secret": True})]
+#: Settings of some library, of which those that are secret may come from files in the same way.
+SecretSettings = Annotated[
+    dict[str, Any], Meta(description="a mapping", extra={"secret_files": True})
+]
 ByteSize = Annotated[
     int,
     Meta(
@@ -84,6 +90,13 @@ class RejectedConfig(msgspec.Struct, frozen=True, kw_only=True):
     bytes: ByteSize = 16 * MIB
 
 
+class TraceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section `trace`: bounds of what `threatbus trace` and the page look through."""
+
+    messages: PositiveInt = 20_000
+    bytes: ByteSize = 16 * MIB
+
+
 class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything at the top level of the configuration."""
 
@@ -91,6 +104,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     plugins: PluginsConfig = msgspec.field(default_factory=PluginsConfig)
     queues: QueuesConfig = QueuesConfig()
     rejected: RejectedConfig = RejectedConfig()
+    trace: TraceConfig = TraceConfig()
     snapshot_timeout: Seconds = 300.0
     drain_timeout: Seconds = 10.0
     state_directory: Text = msgspec.field(default_factory=default_state_directory)

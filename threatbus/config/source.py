@@ -18,6 +18,9 @@ from threatbus.config.wording import invalid
 PREFIX: Final = "THREATBUS"
 """What the names of variables begin with; two underscores stand between the levels."""
 
+KEY_FILE_VARIABLE: Final = "THREATBUS_KEY_FILE"
+"""What tells clients (`threatbus.client`) where their keys are; no setting of the bus."""
+
 Place = tuple[str, ...]
 """The keys on the way to a setting, as a variable names them."""
 
@@ -126,7 +129,7 @@ def variables(environ: Mapping[str, str], prefixes: Iterable[str]) -> list[tuple
         start = f"{prefix.upper()}_" if prefix else ""
         for variable, text in environ.items():
             place = tuple(variable.removeprefix(start).split("__"))
-            if variable.startswith(start) and all(place):
+            if variable.startswith(start) and all(place) and variable != KEY_FILE_VARIABLE:
                 found.append((place, EnvText(text, variable)))
     return sorted(found, key=lambda item: (len(item[0]), item[0]))
 

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import msgspec
 
 from threatbus.client import Endpoint
+from threatbus.client.endpoint import read_keys
 from threatbus.config import (
     LoggingConfig,
     NonNegativeInt,
@@ -55,6 +56,8 @@ class VastConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The program that runs pipelines: a path, or a name to be found."""
     threatbus: Text = "localhost:13370"
     """Where the bus listens for subscriptions, its ``plugins.apps.zmq.manage``."""
+    key_file: Text | None = None
+    """The client's keys for a bus that asks for them, as `threatbus keys client` makes them."""
     snapshot: Days = 30.0
     """Days of indicators to ask for at the start; 0: none."""
     logging: LoggingConfig = LoggingConfig()
@@ -87,6 +90,7 @@ class VastConfig(msgspec.Struct, frozen=True, kw_only=True):
         errors = [
             *_endpoint_errors("vast", self.vast),
             *_endpoint_errors("threatbus", self.threatbus),
+            *_key_errors(self.key_file),
             *_command_errors("transform_context", self.transform_context),
             *_command_errors("sink", None if self.sink == STDOUT else self.sink),
         ]
@@ -117,12 +121,12 @@ class VastConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def node(self) -> Endpoint:
         """Where the node listens."""
-        return Endpoint.parse(self.vast, NODE_PORT)
+        return Endpoint.parse(self.vast, key_file="", default_port=NODE_PORT)
 
     @property
     def bus(self) -> Endpoint:
         """Where the bus listens."""
-        return Endpoint.parse(self.threatbus)
+        return Endpoint.parse(self.threatbus, self.key_file)
 
 
 def read(path: str | None) -> tuple[VastConfig, Sequence[str]]:
@@ -145,9 +149,17 @@ def _found(program: str) -> str | None:
 
 def _endpoint_errors(key: str, text: str) -> list[ConfigError]:
     try:
-        Endpoint.parse(text)
+        Endpoint.parse(text, key_file="")
     except ValueError:
         return [ConfigError(key, repr(text), "HOST:PORT")]
+    return []
+
+
+def _key_errors(file: str | None) -> list[ConfigError]:
+    try:
+        read_keys(file or "")
+    except ValueError as error:
+        return [ConfigError("key_file", repr(file), f"a readable key file ({error})")]
     return []
 
 

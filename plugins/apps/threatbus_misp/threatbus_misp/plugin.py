@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,6 +12,7 @@ from threatbus.data import SnapshotRequest
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.messages import SIGHTING
+from threatbus.observe.report import PluginReport
 from threatbus.queues import MessageQueue
 from threatbus.services import Services
 from threatbus_misp.config import MispConfig
@@ -43,14 +45,22 @@ class MispPlugin:
         services: Services,
     ) -> None:
         """Start every instance. A MISP that does not answer is waited for."""
-        from threatbus_misp.instance import Instance  # noqa: PLC0415 (imports the drivers)
+        # These import the drivers.
+        from threatbus_misp.index import IndexUnusable  # noqa: PLC0415
+        from threatbus_misp.instance import Instance  # noqa: PLC0415
+        from threatbus_misp.outbox_store import OutboxError  # noqa: PLC0415
 
         section = services.section
         settings = section if isinstance(section, MispConfig) else MispConfig()
         self._unsubscribe = unsubscribe_callback
+        self._offer_numbers(services.report)
         for name, each in settings.by_name.items():
             directory = services.state_directory / "misp" / name
-            instance = Instance(name, each, services, inq, directory)
+            try:
+                instance = Instance(name, each, services, inq, directory)
+            except (IndexUnusable, OutboxError) as error:
+                # The bus does without this plugin; a ThreatBusError would keep it from starting.
+                raise OSError(str(error)) from None
             self._instances.append(instance)
             instance.start()
             if instance.outbox is not None:
@@ -86,3 +96,30 @@ class MispPlugin:
             instance.stop()
         self._instances.clear()
         self._subscribed.clear()
+
+    def _offer_numbers(self, report: PluginReport) -> None:
+        """Offer what only this plugin knows, of all instances together."""
+        for name, text in (
+            ("published", "Indicators and sightings that came from MISP onto the bus."),
+            ("withdrawn", "Indicators that were withdrawn, since MISP says so."),
+            ("filtered", "Changes in MISP that the configuration keeps off the bus."),
+            ("unmapped", "Changes of attributes that STIX has no pattern for."),
+        ):
+            report.counter(name, text, partial(self._counted, name))
+        for name, text in (
+            ("sightings_sent", "Sightings that MISP has taken."),
+            ("sightings_refused", "Sightings that MISP does not want."),
+        ):
+            report.counter(name, text, partial(self._outbox_counted, name.partition("_")[2]))
+        report.gauge(
+            "sightings_waiting",
+            "Sightings that wait on disk for MISP.",
+            partial(self._outbox_counted, "waiting"),
+        )
+
+    def _counted(self, name: str) -> int:
+        return sum(getattr(each.reconciler.counters, name) for each in self._instances)
+
+    def _outbox_counted(self, name: str) -> int:
+        outboxes = [each.outbox for each in list(self._instances) if each.outbox is not None]
+        return sum(getattr(each.counts, name) for each in outboxes)

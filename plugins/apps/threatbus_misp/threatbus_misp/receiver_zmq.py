@@ -14,6 +14,8 @@ from typing import Final
 import zmq
 import zmq.utils.monitor
 
+from threatbus.logger import RateLimited
+from threatbus.observe.report import Connection
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
 from threatbus_misp.config import ZmqConfig
@@ -71,8 +73,11 @@ class ZmqSource(StoppableWorker):
         self._wakeup = Wakeup()
         self._last_heard = 0.0
         self._silent = False
+        self._log = RateLimited(logger)
         #: Whether MISP's publisher is connected.
         self.connected = False
+        #: Where it is said how the connection is; the instance sets its own before the start.
+        self.state = Connection("zmq")
 
     @property
     def address(self) -> str:
@@ -88,6 +93,7 @@ class ZmqSource(StoppableWorker):
     def run(self) -> None:
         """Receive until stopped."""
         self._wakeup.own()
+        self.state.down(f"connecting to {self.address}")
         with zmq.Context() as context, self._open(context) as sub:
             monitor = sub.get_monitor_socket()
             try:
@@ -97,6 +103,7 @@ class ZmqSource(StoppableWorker):
                 sub.disable_monitor()
                 monitor.close(0)
                 self.connected = False
+                self._missing.lost()
 
     def _open(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         sub = context.socket(zmq.SUB)
@@ -148,11 +155,14 @@ class ZmqSource(StoppableWorker):
         if self._silent:
             self._silent = False
             self._missing.gap("MISP speaks again")
+            self.state.up(f"connected to {self.address}")
         documents = []
         for frame in frames:
             topic, _, document = frame.partition(b" ")
             if topic in TOPICS:
                 documents.append(document)
+        # As long as the socket gives that much, what it holds may have waited.
+        self._missing.behind(len(frames) == BATCH)
         if documents:
             self._take(documents)
 
@@ -160,15 +170,21 @@ class ZmqSource(StoppableWorker):
         event = zmq.utils.monitor.recv_monitor_message(monitor)["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.connected = True
+            self.state.up(f"connected to {self.address}")
             logger.info("%s is connected to %s", self.name, self.address)
             self._missing.gap("connected")
         elif event == zmq.EVENT_DISCONNECTED and self.connected:
             self.connected = False
+            self.state.down(f"trying {self.address} again: the connection was lost")
             logger.warning("%s has lost %s; it tries again", self.name, self.address)
             self._missing.lost()
         elif event & _REFUSED:
-            logger.error(
-                "%s is refused by %s: username or password are wrong, or none is wanted",
+            self.state.down(f"{self.address} refuses username or password")
+            self._log.log(
+                "refused",
+                logging.ERROR,
+                "%s is refused by %s: zmq.username or zmq.password is wrong, or missing, or MISP "
+                "wants none; it tries again",
                 self.name,
                 self.address,
             )
@@ -179,6 +195,7 @@ class ZmqSource(StoppableWorker):
         self._silent = True
         self._missing.lost()
         if self.connected:
+            self.state.down(f"{self.address} has been silent for {self._config.silence:.0f} s")
             logger.warning(
                 "%s has heard nothing from %s for %.0f s, not even a sign of life",
                 self.name,

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from threatbus.errors import ConfigError, InvalidConfig
 from threatbus.logger import RateLimited
+from threatbus.observe.report import Connection
 from threatbus_zeek.config import SECTION, ZeekConfig
 from threatbus_zeek.events import TOPICS
 from threatbus_zeek.transport import Arrived, Garbled, Incoming, PeerAdded, PeerLost
@@ -66,6 +67,8 @@ class BrokerTransport:
         self._reading = False
         self._published_at = 0.0
         self._log = RateLimited(logger)
+        #: Where it is said how the endpoint is; the plugin sets its own before it is opened.
+        self.state = Connection(self.name)
 
     def open(self) -> None:
         """Load Broker and listen; raises `InvalidConfig` that says what to do."""
@@ -78,7 +81,13 @@ class BrokerTransport:
             options.forward = False
         else:
             options.disable_forwarding = True
-        self._endpoint = broker.Endpoint(broker.Configuration(options))
+        configuration = broker.Configuration(options)
+        tls = self._config.tls
+        if tls.ca and not self._config.disable_ssl:
+            configuration.openssl_cafile = tls.ca
+            configuration.openssl_certificate = tls.cert
+            configuration.openssl_key = tls.key
+        self._endpoint = broker.Endpoint(configuration)
         self._status = self._endpoint.make_status_subscriber(True)
         # Kept for good: when the last one goes, later ones receive nothing.
         self._subscribers = [self._endpoint.make_subscriber(topic) for topic in TOPICS]
@@ -90,6 +99,7 @@ class BrokerTransport:
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._selector.register(self._status.fd(), selectors.EVENT_READ)
         logger.info("listening on %s, port %d, for Zeeks that speak Broker", host, port)
+        self.state.up(f"listening on {host}:{port}")
 
     def receive(self, timeout: float | None, *, reading: bool) -> Sequence[Incoming]:
         """Give what has come in; see `Transport`."""

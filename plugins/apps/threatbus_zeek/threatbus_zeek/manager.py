@@ -15,6 +15,7 @@ from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.logger import RateLimited
 from threatbus.messages import INDICATOR, Message
+from threatbus.observe.report import ReaderState
 from threatbus.queues import MessageQueue
 from threatbus.services import Services
 from threatbus_zeek import events
@@ -309,6 +310,21 @@ class Manager:
             each.waiting for each in self._subscriptions.values() if self._is_there(each, now)
         )
 
+    @property
+    def peers(self) -> int:
+        """How many Zeeks are connected."""
+        return len(self._peers)
+
+    def reader_states(self) -> dict[str, ReaderState]:
+        """Say how subscribers are, by the names of their outqs; from any thread."""
+        now = self._clock()
+        found = {}
+        for each in list(self._subscriptions.values()):
+            waiting, silent = each.waiting, now - each.last_sign
+            stalled = silent if waiting and silent > STALLED_SECS else 0.0
+            found[each.name] = ReaderState(self._is_there(each, now), round(stalled, 1), waiting)
+        return found
+
     def leftovers(self) -> list[tuple[str, int]]:
         """Give the names of subscriptions that something waits for, and how much."""
         return [(each.name, each.waiting) for each in self._subscriptions.values() if each.waiting]
@@ -366,9 +382,10 @@ class Manager:
         if len(self._subscriptions) >= limit:
             raise BadEvent(f"there are {limit} subscriptions already (max_subscribers)")
         self._number += 1
-        name = f"{name or 'zeek'} #{self._number} of {self._transport.name}"
+        label = name or "zeek"
+        name = f"{label} #{self._number} of {self._transport.name}"
         wake = self._transport.wake
-        return name, self._services.outq(name, on_ready=wake, on_overflow=wake)
+        return name, self._services.outq(name, label=label, on_ready=wake, on_overflow=wake)
 
     def _register(self, subscription: Subscription, wish: events.Subscribe | events.Join) -> None:
         self._subscriptions[subscription.p2p] = subscription
@@ -412,7 +429,9 @@ class Manager:
             dropped,
         )
         wake = self._transport.wake
-        subscription.outq = self._services.outq(subscription.name, on_ready=wake, on_overflow=wake)
+        subscription.outq = self._services.outq(
+            subscription.name, label=subscription.outq.label, on_ready=wake, on_overflow=wake
+        )
         self._subscriptions[subscription.p2p] = subscription
         self._subscribe(subscription.topic, subscription.outq)
 

@@ -22,6 +22,9 @@ class Peers:
         # Claimed ones that have gone.
         self._gone: deque[str] = deque(maxlen=MAX_GONE)
 
+    def __len__(self) -> int:
+        return len(self._claimed)
+
     def add(self, peer: str) -> None:
         """Note that a Zeek is there."""
         self._claimed[peer] = peer in self._gone

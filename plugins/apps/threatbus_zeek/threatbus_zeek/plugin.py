@@ -44,15 +44,25 @@ class ZeekPlugin:
         section = services.section
         settings = section if isinstance(section, ZeekConfig) else ZeekConfig()
         errors: list[ConfigError] = []
+        report = services.report
         for transport in _transports(settings):
+            transport.state = report.connection(transport.name.removeprefix("zeek "))
             link = Link(
                 settings, services, inq, subscribe_callback, unsubscribe_callback, transport
             )
+            report.worker(link)
+            report.readers(link.manager.reader_states)
             try:
                 link.start()
                 self._links.append(link)
             except InvalidConfig as error:
                 errors.extend(error.errors)
+        report.gauge("peers", "Zeeks that are connected.", self._peers)
+        report.counter(
+            "unmapped_indicators",
+            "Indicators without a counterpart in Zeek, once per subscription.",
+            lambda: sum(link.manager.unmapped for link in self._links),
+        )
         if errors:
             self.stop()
             raise InvalidConfig(errors)
@@ -74,6 +84,9 @@ class ZeekPlugin:
         for link in self._links:
             link.end()
         self._links.clear()
+
+    def _peers(self) -> int:
+        return sum(link.manager.peers for link in self._links)
 
 
 def _transports(settings: ZeekConfig) -> Iterator[Transport]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from threatbus.observe.report import Connection
 from threatbus_zeek.values import Event
 
 
@@ -49,6 +50,9 @@ class Transport(Protocol):
     Belongs to the thread of its link from `open` to `close`, except for `wake` and `interrupt`,
     which any thread may call at any time.
     """
+
+    #: Where it says how it is.
+    state: Connection
 
     @property
     def name(self) -> str:

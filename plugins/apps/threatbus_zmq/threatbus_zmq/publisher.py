@@ -18,9 +18,11 @@ import zmq
 import zmq.backend
 
 from threatbus.messages import Message
+from threatbus.observe.report import ReaderState
 from threatbus.queues import MessageQueue, size_of
 from threatbus_zmq import mapping
 from threatbus_zmq.connections import Connection, hang_up, source_of, stands
+from threatbus_zmq.gatekeeper import Gatekeeper, user_of
 from threatbus_zmq.pipes import PIPE_BYTES, SEND_BUFFER_BYTES, SEND_MARK, Outflow
 
 logger = logging.getLogger("threatbus.zmq.publisher")
@@ -121,9 +123,11 @@ class Window:
 class Delivery:
     """One subscriber as the publisher sees it. Belongs to the loop, but for its outq."""
 
-    def __init__(self, p2p: str, name: str, now: float) -> None:
+    def __init__(self, p2p: str, name: str, now: float, key: str | None = None) -> None:
         self.p2p = p2p
         self.name = name
+        # The public key of the client that subscribed; None where no keys are asked for.
+        self.key = key
         # Set by the publisher right after construction: the outq calls back with this object.
         self.outq: MessageQueue
         self.heads = mapping.Heads(p2p)
@@ -137,8 +141,10 @@ class Delivery:
         # When a full pipe is tried again, and after which delay if it is still full then.
         self.retry_at = 0.0
         self.retry_delay = FIRST_RETRY_SECS
-        # Since when the pipe has taken nothing; None while it does.
+        # Since when the pipe has taken nothing; None while it does. The first is set anew when old
+        # connections are cut off.
         self.stalled_since: float | None = None
+        self.idle_since: float | None = None
         self.outflow = Outflow()
         # Messages sent, sent again after a reconnect, and possibly lost at one.
         self.sent = 0
@@ -169,7 +175,9 @@ class Publisher:
         wake: Callable[[], None],
         overflowed: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        gatekeeper: Gatekeeper | None = None,
     ) -> None:
+        self._gatekeeper = gatekeeper
         self._make_outq = make_outq
         self._wake = wake
         self._overflowed = overflowed
@@ -191,6 +199,9 @@ class Publisher:
         self._most_strays = 1000
         # SUBs that were not admitted, since they named no topic that was issued.
         self.refused = 0
+        # Messages sent again after a reconnect, and those possibly lost at one; of all subscribers.
+        self.sent_again = 0
+        self.uncovered = 0
 
     def bind(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
         """Open the socket at `address`; raises `zmq.ZMQError`."""
@@ -203,6 +214,8 @@ class Publisher:
             socket.setsockopt(zmq.SNDBUF, SEND_BUFFER_BYTES)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_UPSTREAM_BYTES)
             _find_vanished_peers(socket)
+            if self._gatekeeper is not None:
+                self._gatekeeper.guard(socket, "pub")
             socket.bind(address)
         except zmq.ZMQError:
             socket.close(0)
@@ -229,11 +242,18 @@ class Publisher:
 
     # What the manager asks for.
 
-    def add(self, p2p: str, name: str) -> Delivery:
-        """Make ready to deliver to `p2p`; what comes before its SUB waits in the outq."""
-        delivery = Delivery(p2p, name, self._clock())
+    def add(
+        self, p2p: str, name: str, label: str | None = None, key: str | None = None
+    ) -> Delivery:
+        """Make ready to deliver to `p2p`; what comes before its SUB waits in the outq.
+
+        `name` is what logs call it, `label` what monitoring does. With a `key`, to a SUB of the
+        client that has it, and to nobody else.
+        """
+        delivery = Delivery(p2p, name, self._clock(), key)
         delivery.outq = self._make_outq(
             name,
+            label=label,
             on_ready=lambda: self._note_ready(delivery),
             on_overflow=lambda: self._overflowed(p2p),
         )
@@ -244,6 +264,12 @@ class Publisher:
         """Deliver to `p2p` no more; its SUB, if it is there, hears nothing from now on."""
         self._deliveries.pop(p2p, None)
         self._active.pop(p2p, None)
+
+    def cut_off(self, p2p: str) -> None:
+        """Break the connections of the SUBs for `p2p`."""
+        delivery = self._deliveries.get(p2p)
+        for _, source in delivery.subscribed if delivery is not None else ():
+            hang_up(source)
 
     # What the loop calls.
 
@@ -267,6 +293,9 @@ class Publisher:
             data, source = frame.bytes, source_of(frame)
             kind, prefix = data[:1], data[1:]
             delivery = self._deliveries.get(prefix[: mapping.P2P_LENGTH].decode("latin-1"))
+            if delivery is not None and not _is_of(frame, kind, delivery):
+                logger.warning("a SUB of another client names the topic of %s", delivery.name)
+                delivery = None
             if kind == b"\x01":
                 self._on_arrival(socket, prefix, source, delivery)
             elif kind == b"\x00":
@@ -325,6 +354,16 @@ class Publisher:
     def remaining(self) -> int:
         """Count the messages that wait, for anyone."""
         return sum(delivery.waiting for delivery in self._deliveries.values())
+
+    def reader_states(self) -> dict[str, ReaderState]:
+        """Say how subscribers are, by name; from any thread."""
+        now = self._clock()
+        found = {}
+        for each in list(self._deliveries.values()):
+            connected, since = each.connected, each.idle_since
+            stalled = max(0.0, now - since) if connected and since is not None else 0.0
+            found[each.name] = ReaderState(connected, round(stalled, 1), each.waiting)
+        return found
 
     def is_drained(self) -> bool:
         """Say whether nothing waits for a subscriber that is connected."""
@@ -426,6 +465,8 @@ class Publisher:
         count = sum(map(len, batches))
         delivery.sent_again += count
         delivery.uncovered += uncovered
+        self.sent_again += count
+        self.uncovered += uncovered
         logger.info("%s is back: %d messages are sent again", delivery.name, count)
         if uncovered:
             logger.error(
@@ -470,7 +511,7 @@ class Publisher:
             delivery.window.add(batch, size)
             delivery.sent += sent
             delivery.retry_delay = FIRST_RETRY_SECS
-            delivery.stalled_since = None
+            delivery.stalled_since = delivery.idle_since = None
         if not delivery.waiting:
             self._active.pop(delivery.p2p, None)
         return sent
@@ -483,6 +524,8 @@ def _stall(delivery: Delivery, now: float) -> None:
     """
     delivery.retry_at = now + delivery.retry_delay
     delivery.retry_delay = min(delivery.retry_delay * 2, MAX_RETRY_SECS)
+    if delivery.idle_since is None:
+        delivery.idle_since = now
     if delivery.stalled_since is None:
         delivery.stalled_since = now
     elif now - delivery.stalled_since > HALF_OPEN_SECS:
@@ -492,6 +535,17 @@ def _stall(delivery: Delivery, now: float) -> None:
             if newest is not None and source != newest:
                 logger.debug("an old connection of %s is cut off", delivery.name)
                 hang_up(source)
+
+
+def _is_of(frame: zmq.Frame, kind: bytes, delivery: Delivery) -> bool:
+    """Say whether a frame about the topic of `delivery` comes from the client that has it.
+
+    What ZeroMQ itself says, when a connection has ended, comes from nobody.
+    """
+    if delivery.key is None:
+        return True
+    user = user_of(frame)
+    return user == delivery.key or (kind == b"\x00" and not user)
 
 
 def _remove(

@@ -23,6 +23,7 @@ import pika.spec
 
 from threatbus.errors import ConfigError, InvalidConfig, ThreatBusError
 from threatbus.logger import RateLimited
+from threatbus.observe.report import Connection
 from threatbus.workers import Backoff, StoppableWorker
 from threatbus_rabbitmq.config import RabbitMQConfig, TlsConfig
 
@@ -40,6 +41,9 @@ CLOSE_TIMEOUT_SECS: Final = 1.0
 STEADY_SECS: Final = 2.0
 #: Of attempts that fail one after the other, the first and every so many is logged.
 LOGGED_ATTEMPTS: Final = 10
+
+#: Where TLS is configured.
+TLS_SECTION: Final = "plugins.backbones.rabbitmq.tls"
 
 # Of an AMQP frame: its type, its channel, the size of what follows; of a header frame, after
 # class and weight: the size of the body.
@@ -78,9 +82,8 @@ def parameters(config: RabbitMQConfig) -> pika.ConnectionParameters:
 
 
 def _tls(tls: TlsConfig, host: str) -> pika.SSLOptions:
-    section = "plugins.backbones.rabbitmq.tls"
     missing = [
-        ConfigError(f"{section}.{key}", file, "a file that is there")
+        ConfigError(f"{TLS_SECTION}.{key}", file, "a file that is there")
         for key, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key))
         if file and not Path(file).is_file()
     ]
@@ -95,7 +98,7 @@ def _tls(tls: TlsConfig, host: str) -> pika.SSLOptions:
     except (OSError, ssl.SSLError) as error:
         allowed = f"a readable PEM file ({error})"
         found = str(getattr(tls, key))
-        raise InvalidConfig([ConfigError(f"{section}.{key}", found, allowed)]) from None
+        raise InvalidConfig([ConfigError(f"{TLS_SECTION}.{key}", found, allowed)]) from None
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -168,6 +171,8 @@ class BrokerWorker(StoppableWorker):
         self._log = RateLimited(logger)
         #: How often the channel has been opened.
         self.connects = 0
+        #: Where it is said how the connection is; the plugin sets its own before the start.
+        self.state = Connection(name)
 
     @property
     def address(self) -> str:
@@ -176,6 +181,7 @@ class BrokerWorker(StoppableWorker):
 
     def run(self) -> None:
         """Connect, serve, and connect again."""
+        self.state.down(f"connecting to {self.address}")
         while self._running():
             self._attempts += 1
             self._serve()
@@ -235,6 +241,7 @@ class BrokerWorker(StoppableWorker):
     def succeeded(self) -> None:
         """Note that the attempt has led to what the subclass wants. For ``on_…``."""
         self._succeeded_at = time.monotonic()
+        self.state.up(f"connected to {self.address}")
         self._tried.set()
 
     def hang_up(self, reason: str = "") -> None:
@@ -277,18 +284,21 @@ class BrokerWorker(StoppableWorker):
 
     def _say_what_happened(self, delay: float) -> None:
         if self._refusal is not None:
+            self.state.down(f"gave up: {self._refusal}")
             if not self._awaited:
                 logger.error("%s gives up: %s", self.name, self._refusal)
             return
         # A broker that is away is said so, not shouted.
         quiet = self._attempts > 1 and self._attempts % LOGGED_ATTEMPTS
         level = logging.DEBUG if quiet else logging.WARNING
+        reason = self._reason or "no reason given"
+        self.state.down(f"trying {self.address} again, attempt {self._attempts + 1}: {reason}")
         logger.log(
             level,
             "%s has no connection to %s: %s; attempt %d follows in %.1f s",
             self.name,
             self.address,
-            self._reason or "no reason given",
+            reason,
             self._attempts + 1,
             delay,
         )
@@ -317,15 +327,18 @@ class BrokerWorker(StoppableWorker):
             raise self._failure
 
     def _on_open(self, connection: Any) -> None:
-        connection.add_on_connection_blocked_callback(
-            lambda _, frame: logger.warning(
-                "%s: the broker takes no messages for now (%s)", self.name, frame.method.reason
-            )
-        )
-        connection.add_on_connection_unblocked_callback(
-            lambda *_: logger.info("%s: the broker takes messages again", self.name)
-        )
+        connection.add_on_connection_blocked_callback(self.guarded(self._on_blocked))
+        connection.add_on_connection_unblocked_callback(self.guarded(self._on_unblocked))
         self._open_channel()
+
+    def _on_blocked(self, _: Any, frame: Any) -> None:
+        reason = frame.method.reason
+        logger.warning("%s: the broker takes no messages for now (%s)", self.name, reason)
+        self.state.down(f"{self.address} takes no messages for now: {reason}")
+
+    def _on_unblocked(self, *_: Any) -> None:
+        logger.info("%s: the broker takes messages again", self.name)
+        self.state.up(f"connected to {self.address}")
 
     def _open_channel(self) -> None:
         self._connection.channel(on_open_callback=self.guarded(self._on_channel_open))
@@ -404,6 +417,11 @@ def _explain(reason: object) -> str:
         return "the broker refuses access to the vhost"
     if isinstance(error, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):
         return f"{error.reply_text} ({error.reply_code})"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"certificate verify failed: {error.verify_message}; "
+            f"{TLS_SECTION}.ca names the certificates that are trusted"
+        )
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

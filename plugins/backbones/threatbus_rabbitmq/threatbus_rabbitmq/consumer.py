@@ -95,7 +95,9 @@ class Consumer(BrokerWorker):
         self._consuming = False
         # The highest number of this node's own messages that has come back.
         self._last_own_number = 0
-        #: How many messages came for the second time and were dropped.
+        #: How many messages came from the broker, and how many of them for the second time, which
+        #: were dropped.
+        self.received = 0
         self.duplicates = 0
         gate.on_open(lambda: self.call(self._go_on))
 
@@ -243,6 +245,7 @@ class Consumer(BrokerWorker):
         if channel is not self.channel:
             return
         self._newest_tag = method.delivery_tag
+        self.received += 1
         self._read(wire_id(properties), body)
         if len(self._batch) >= BATCH:
             self._flush()

@@ -11,6 +11,7 @@ import msgspec
 import threatbus
 from threatbus.errors import ThreatBusError
 from threatbus.messages import INTERNAL_PREFIX
+from threatbus.observe.report import PluginReport
 from threatbus.queues import MessageQueue
 from threatbus.routing import Outlet, TopicTable
 from threatbus.services import Services
@@ -85,6 +86,7 @@ class RabbitMQBackbone:
         )
         self._publisher.when_unrouted(self._consumer.bind_again)
         inq.when_ready(self._publisher.note_ready)
+        report_to(services.report, self._publisher, self._consumer)
         if self._has_listener:
             self._consumer.release()
         self._consumer.start()
@@ -134,3 +136,34 @@ class RabbitMQBackbone:
         for worker in workers:
             worker.join(JOIN_SECS)
         self._publisher = self._consumer = None
+
+
+def report_to(report: PluginReport, publisher: Publisher, consumer: Consumer) -> None:
+    """Offer what is to be seen of both connections from outside."""
+    publisher.state = report.connection("publisher")
+    consumer.state = report.connection("consumer")
+    for worker in (publisher, consumer):
+        report.worker(worker)
+    report.counter(
+        "received",
+        "Messages that came from RabbitMQ, this bus's own included.",
+        lambda: consumer.received,
+    )
+    report.counter(
+        "duplicates",
+        "Messages that came from RabbitMQ once more and were dropped.",
+        lambda: consumer.duplicates,
+    )
+    report.counter(
+        "confirmed", "Messages that RabbitMQ has confirmed.", lambda: publisher.confirmed
+    )
+    report.counter(
+        "published_again",
+        "Messages published once more, since they were not confirmed.",
+        lambda: publisher.repeated,
+    )
+    report.gauge(
+        "unconfirmed",
+        "Messages that RabbitMQ has not confirmed yet.",
+        lambda: publisher.unconfirmed,
+    )

@@ -75,6 +75,11 @@ class Publisher(BrokerWorker):
             self._asked.set()
             self.call(self._pump)
 
+    @property
+    def unconfirmed(self) -> int:
+        """How many messages the broker has been sent and has not confirmed."""
+        return len(self._unconfirmed)
+
     def permit(self, permitted: bool) -> None:
         """Let messages go out, or keep them back: without this node's queue its own are lost."""
         self._permitted = permitted
