@@ -389,6 +389,7 @@ def test_a_connection_without_a_request_is_closed_after_a_while(
 ) -> None:
     monkeypatch.setattr(threatbus_web.handler, "IDLE_SECS", 0.1)
     with raw(web) as channel:
+        channel.settimeout(5)
         assert channel.recv(1) == b""
 
 
