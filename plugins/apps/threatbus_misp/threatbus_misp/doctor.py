@@ -10,7 +10,8 @@ from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
-from threatbus.client.silence import event_of
+from threatbus.client import Endpoint
+from threatbus.client.silence import event_of, mechanism
 from threatbus.doctor import Check, reach
 from threatbus.errors import CheckFailed
 from threatbus_misp.config import ApiConfig, InstanceConfig, KafkaConfig, MispConfig, ZmqConfig
@@ -77,6 +78,7 @@ def _next_step_of_rest(reason: str, section: str) -> str:
 
 def _check_zmq(config: ZmqConfig, section: str) -> str:
     reach(config.host, config.port, f"{section}.host and {section}.port")
+    _check_mechanism(config, section)
     import zmq  # noqa: PLC0415 (who has it pays)
 
     from threatbus_misp.receiver_zmq import HANDSHAKE_REFUSED, address_of  # noqa: PLC0415
@@ -96,14 +98,14 @@ def _check_zmq(config: ZmqConfig, section: str) -> str:
             sub.disable_monitor()
         if event & HANDSHAKE_REFUSED:
             raise CheckFailed(
-                "username or password are refused, or none is wanted",
+                "username or password are refused",
                 f"set {section}.username and {section}.password as MISP's "
                 "Plugin.ZeroMQ_username and ZeroMQ_password are",
             )
         if not event:
             raise CheckFailed(
-                "what listens there does not speak ZeroMQ",
-                f"correct {section}.port: MISP's Plugin.ZeroMQ_port",
+                f"no handshake within {HANDSHAKE_SECS:g} s",
+                f"look whether MISP's ZeroMQ server hangs, and whether {section}.port is its port",
             )
         if not sub.poll(int(SIGN_OF_LIFE_SECS * 1000)):
             raise CheckFailed(
@@ -113,6 +115,24 @@ def _check_zmq(config: ZmqConfig, section: str) -> str:
             )
         topic = sub.recv().partition(b" ")[0].decode(errors="replace")
     return f"MISP is heard ({topic[:40]})"
+
+
+def _check_mechanism(config: ZmqConfig, section: str) -> None:
+    """Raise `CheckFailed` if what listens is no ZeroMQ, or wants to be greeted otherwise."""
+    found = mechanism(Endpoint(config.host, config.port)).decode("ascii", "replace")
+    if not found:
+        raise CheckFailed(
+            "what listens there does not speak ZeroMQ",
+            f"correct {section}.port: MISP's Plugin.ZeroMQ_port",
+        )
+    wanted = "PLAIN" if config.username else "NULL"
+    if found != wanted:
+        asks = "asks for" if found == "PLAIN" else "does not want"
+        raise CheckFailed(
+            f"what listens there {asks} a user name and a password ({found!r})",
+            f"set {section}.username and {section}.password as MISP's Plugin.ZeroMQ_username "
+            "and ZeroMQ_password are",
+        )
 
 
 def _check_kafka(config: KafkaConfig, section: str) -> str:

@@ -91,4 +91,4 @@ def _check_keys(curve: CurveConfig) -> str:
             f"no client may take part: {directory} holds no file",
             "make keys for one with `threatbus keys client`",
         )
-    return f"{len(files)} clients may take part"
+    return f"may take part: {', '.join(file.stem for file in files)}"

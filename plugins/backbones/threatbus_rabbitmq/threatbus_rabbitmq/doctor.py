@@ -41,8 +41,8 @@ def checks(config: RabbitMQConfig, bus_pid: int | None) -> Iterator[Check]:
 
 def _check_connection(config: RabbitMQConfig) -> str:
     reach(config.host, config.port, f"{SECTION}.host and {SECTION}.port")
-    with _channel(config):
-        return f"{config.username} is let into vhost {config.vhost} of {config.host}:{config.port}"
+    _close(_connect(config))
+    return f"{config.username} is let into vhost {config.vhost} of {config.host}:{config.port}"
 
 
 def _check_exchange(config: RabbitMQConfig) -> str:
@@ -103,22 +103,34 @@ def _check_queue(config: RabbitMQConfig, bus_pid: int | None) -> str:
 
 @contextlib.contextmanager
 def _channel(config: RabbitMQConfig) -> Iterator[Any]:
-    """Open a channel for a ``with`` block; raises `CheckFailed` if the broker lets nobody in."""
-    # What it says of a failed attempt, the finding says in fewer words.
-    logging.getLogger("pika").setLevel(logging.CRITICAL)
-    wanted = parameters(config)
-    wanted.client_properties = {"connection_name": "threatbus doctor"}
+    """Open a channel for a ``with`` block; raises `CheckFailed` if that cannot be done."""
     try:
-        connection = pika.BlockingConnection(wanted)
-    except (pika.exceptions.AMQPError, OSError) as error:
-        raise CheckFailed(explain(error), _next_step(error, config)) from None
+        connection = _connect(config)
+    except CheckFailed:
+        # Why not, the check of the connection says.
+        raise CheckFailed("not looked at, for want of a connection", "mend that first") from None
     try:
         yield connection.channel()
     except pika.exceptions.AMQPConnectionError as error:
         raise CheckFailed(explain(error), "look into the log of RabbitMQ") from None
     finally:
-        with contextlib.suppress(pika.exceptions.AMQPError, OSError):
-            connection.close()
+        _close(connection)
+
+
+def _connect(config: RabbitMQConfig) -> pika.BlockingConnection:
+    # What it says of a failed attempt, the finding says in fewer words.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
+    wanted = parameters(config)
+    wanted.client_properties = {"connection_name": "threatbus doctor"}
+    try:
+        return pika.BlockingConnection(wanted)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        raise CheckFailed(explain(error), _next_step(error, config)) from None
+
+
+def _close(connection: pika.BlockingConnection) -> None:
+    with contextlib.suppress(pika.exceptions.AMQPError, OSError):
+        connection.close()
 
 
 def _next_step(error: BaseException, config: RabbitMQConfig) -> str:
