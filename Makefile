@@ -7,7 +7,7 @@ DISTRIBUTIONS := . $(wildcard plugins/apps/*/ plugins/backbones/*/) $(dir $(wild
 SETUPS := setup.py $(wildcard plugins/*/*/setup.py apps/*/setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test lint bench clean debian-packages broker-module
+.PHONY: help run install install-service uninstall-service test lint docs bench clean debian-packages broker-module
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -24,6 +24,12 @@ lint: $(VENV)/.installed-dev ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+install-service: ## install the bus as a system service (DESTDIR=…, see docs/service.md)
+	@scripts/install-service "$(PYTHON)" "$(DESTDIR)"
+
+uninstall-service: ## remove it; configuration and state stay
+	@scripts/uninstall-service "$(DESTDIR)"
 
 bench: debian-packages $(VENV)/.installed-dev broker-module ## measure the bus beside a bare forwarder
 	$(BIN)/python -m benchmarks

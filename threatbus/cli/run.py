@@ -23,6 +23,7 @@ from threatbus.cli.text import printable
 from threatbus.client import DEFAULT_PORT, Endpoint
 from threatbus.errors import ThreatBusError
 from threatbus.notify import notify
+from threatbus.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from threatbus.bus import ThreatBus
@@ -84,9 +85,14 @@ class Signals:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
 
-    def wait(self) -> signal.Signals:
-        """Block until the next signal; at once if it has already come."""
-        return signal.Signals(self._notes.get())
+    def wait(self, timeout: float | None = None) -> signal.Signals | None:
+        """Block until the next signal; at once if it has already come.
+
+        None if none comes within `timeout` seconds.
+        """
+        with contextlib.suppress(queue.Empty):
+            return signal.Signals(self._notes.get(timeout=timeout))
+        return None
 
     def _on_signal(self, signum: int, _: FrameType | None) -> None:
         if signum == signal.SIGHUP and not (self._on_terminal and not _on_terminal()):
@@ -111,12 +117,23 @@ def _run(path: str | None, signals: Signals) -> int:
     gc.freeze()
     notify("READY=1")
     _announce(bus)
-    while (caught := signals.wait()) == signal.SIGHUP:
-        _reload(bus, path)
+    caught = _serve(bus, path, signals)
     logger.info("%s: stopping", caught.name)
     notify("STOPPING=1")
     bus.stop()
     return OK
+
+
+def _serve(bus: ThreatBus, path: str | None, signals: Signals) -> signal.Signals:
+    """Stay until a signal that ends the bus, and give it."""
+    watchdog = Watchdog(bus)
+    while True:
+        watchdog.look()
+        caught = signals.wait(watchdog.interval)
+        if caught == signal.SIGHUP:
+            _reload(bus, path)
+        elif caught is not None:
+            return caught
 
 
 def _reload(bus: ThreatBus, path: str | None) -> None:
