@@ -166,6 +166,8 @@ def test_a_restarted_zeek_is_served_again(zeeks: Zeeks) -> None:
     document = indicator()
     bus.publish(document)
     eventually(lambda: list(again.script.intel) == [document["id"]])
+    (connection,) = bus.bus.observer.plugin("zeek", "app").report.connections()
+    assert (connection.state, connection.reconnects) == ("up", 1)
 
 
 def test_several_zeeks_are_served_at_once_beside_broker(zeeks: Zeeks) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from helpers.waiting import eventually, finished, in_threads, wait_for
-from threatbus_misp import outbox as module
-from threatbus_misp.outbox import Outbox, OutboxCounts, OutboxError, OutgoingSighting
-from threatbus_misp.rest import MispDenied, MispInterrupted, MispRefusal, MispUnreachable
+from threatbus_misp import outbox_store as module
+from threatbus_misp.outbox import Outbox, OutboxCounts
+from threatbus_misp.outbox_store import OutboxError, OutgoingSighting
+from threatbus_misp.rest_errors import MispDenied, MispInterrupted, MispRefusal, MispUnreachable
 
 from threatbus.workers import Backoff
 
@@ -140,6 +141,7 @@ def emptied(box: Outbox) -> None:
 
 
 def test_what_is_put_reaches_misp_with_all_its_fields(boxes: Boxes, misp: FakeMisp) -> None:
+    """D7: time, count and source were lost, and the UUID stood in the wrong field."""
     box = boxes.open()
     assert box.put(sighting("a", 17, kind="1", source=" zeek@sensor1 "))
     emptied(box)
@@ -264,6 +266,7 @@ def test_an_idle_outbox_stops_at_once(boxes: Boxes) -> None:
 def test_sightings_wait_until_misp_is_back_and_the_log_says_so(
     boxes: Boxes, misp: FakeMisp, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """D6: one failure ended the worker for good, with a lock held that snapshots waited for."""
     caplog.set_level(logging.INFO, "threatbus.misp.outbox")
     misp.refuse = once(*(away() for _ in range(5)))
     box = boxes.open()
