@@ -177,9 +177,7 @@ def test_the_service_manager_is_told_when_it_is_ready_and_when_it_stops(
         manager.bind(str(address))
         manager.settimeout(SECONDS)
         config = write_config(tmp_path / "c", Doors.free())
-        running = background(
-            "-c", str(config), NOTIFY_SOCKET=str(address), WATCHDOG_USEC="30000"
-        )
+        running = background("-c", str(config), NOTIFY_SOCKET=str(address), WATCHDOG_USEC="30000")
         assert manager.recv(100).startswith(b"READY=1")
         # It hears that the bus lives, again and again.
         assert manager.recv(100) == manager.recv(100) == manager.recv(100) == b"WATCHDOG=1"

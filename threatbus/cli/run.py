@@ -85,11 +85,12 @@ class Signals:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
 
-    def wait(self, timeout: float | None = None) -> signal.Signals | None:
-        """Block until the next signal; at once if it has already come.
+    def wait(self) -> signal.Signals:
+        """Block until the next signal; at once if it has already come."""
+        return signal.Signals(self._notes.get())
 
-        None if none comes within `timeout` seconds.
-        """
+    def wait_for(self, timeout: float | None) -> signal.Signals | None:
+        """Do as `wait`, but give None if none comes within `timeout` seconds."""
         with contextlib.suppress(queue.Empty):
             return signal.Signals(self._notes.get(timeout=timeout))
         return None
@@ -129,7 +130,7 @@ def _serve(bus: ThreatBus, path: str | None, signals: Signals) -> signal.Signals
     watchdog = Watchdog(bus)
     while True:
         watchdog.look()
-        caught = signals.wait(watchdog.interval)
+        caught = signals.wait_for(watchdog.interval)
         if caught == signal.SIGHUP:
             _reload(bus, path)
         elif caught is not None:

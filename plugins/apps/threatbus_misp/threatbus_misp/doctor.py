@@ -15,6 +15,8 @@ from threatbus.client.silence import event_of, mechanism
 from threatbus.doctor import Check, reach
 from threatbus.errors import CheckFailed
 from threatbus_misp.config import ApiConfig, InstanceConfig, KafkaConfig, MispConfig, ZmqConfig
+from threatbus_misp.rest import MispApi
+from threatbus_misp.rest_errors import MispDenied, MispError
 
 SECTION: Final = "plugins.apps.misp"
 #: Seconds that MISP may take for an answer over REST.
@@ -50,12 +52,6 @@ def _check_rest(config: ApiConfig, section: str) -> str:
     default = 443 if url.scheme == "https" else 80
     reach(url.hostname or config.host, url.port or default, f"{section}.host")
     try:
-        from threatbus_misp.rest import (  # noqa: PLC0415 (imports PyMISP)
-            MispApi,
-            MispDenied,
-            MispError,
-        )
-
         api = MispApi(config.host, config.key, config.ssl, timeout=(REST_SECS / 2, REST_SECS / 2))
         version = api.connect()
     except ImportError as error:
