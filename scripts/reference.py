@@ -102,7 +102,8 @@ def _meanings(schema: Schema) -> Mapping[str, str]:
 def _cell(docstring: str) -> str:
     """Put a docstring into a cell of a table."""
     text = " ".join(docstring.split()).replace("``", "`").replace("|", "\\|").removesuffix(".")
-    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+    # Names keep their capitals.
+    return text[:1].lower() + text[1:] if re.match(r"[A-Z][a-z]*\b(?!')", text) else text
 
 
 def _allowed(annotation: Any) -> str:
