@@ -75,10 +75,11 @@ class DiskFull(Scenario):
                         "api": {"host": f"http://127.0.0.1:{closed}", "key": "k" * 40},
                     }
                 },
+                # Less than the disk, or it would never have room again.
+                rejected={"bytes": 256 * 1024},
                 logging={
                     "console_verbosity": "INFO",
                     "file": True,
-                    "file_verbosity": "DEBUG",
                     "filename": "state/threatbus.log",
                 },
             )

@@ -129,7 +129,7 @@ class Ledger:
         for sheet in self._sheets:
             later = [
                 arrived
-                for number, arrived in sheet.arrived.items()
+                for number, arrived in list(sheet.arrived.items())
                 if self._sent_at(number) >= self.over_at
             ]
             if not later:

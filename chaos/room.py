@@ -149,7 +149,12 @@ class Room:
         return True
 
     def settle(self) -> None:
-        """Stop the publishers; wait until everything has arrived, or nothing does any more."""
+        """Stop the publishers; wait until everything has arrived, or nothing does any more.
+
+        After a fault they go on until one message that was sent later has come through.
+        """
+        if self.ledger.over_at is not None:
+            self.until(lambda: self.ledger.recovery() is not None, "a message comes through again")
         for publisher in self._publishers:
             publisher.stop()
         deadline = time.monotonic() + SETTLE_SECS
