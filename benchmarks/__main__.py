@@ -12,9 +12,11 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from benchmarks import amqp, misp, systems, zeek
+from benchmarks import amqp, misp, status, systems, tenzir, zeek
 from benchmarks.load import Result, indicator, readers, run
+from testbed.ports import free_port
 from testbed.rabbit import RabbitNode
+from testbed.tenzir import TenzirNode
 
 MIB = 1024 * 1024
 
@@ -107,6 +109,35 @@ def misp_zmq(count: int, rounds: int) -> None:
     )
 
 
+def scraped(subscribers: int, count: int, rounds: int) -> None:
+    """The bus looked at every second, beside the same bus that nobody looks at."""
+    quiet: list[Result] = []
+    watched: list[Result] = []
+    looks: list[tuple[int, float]] = []
+    for number in range(rounds):
+        # In turn, and each as often the first: the machine is not the same from run to run.
+        for looked_at in (False, True) if number % 2 else (True, False):
+            port = free_port()
+            with systems.bus(subscribers, apps=status.section(port)) as system:
+                if looked_at:
+                    with status.looked_at(port, looks):
+                        watched.append(run(system, count))
+                else:
+                    quiet.append(run(system, count))
+    ours, theirs = (median(r.rate for r in results) for results in (watched, quiet))
+    cost = [median(r.cpu_seconds / r.messages for r in results) for results in (watched, quiet)]
+    what = f"{subscribers} subscriber(s), looked at or not"
+    _row(f"messages/s, {what}", f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}", "about 1")
+    _row(
+        f"processor µs per message, {what}",
+        f"{cost[0] * 1e6:.2f}",
+        f"{cost[1] * 1e6:.2f}",
+        f"{cost[0] / cost[1]:.2f}",
+        f"about 1; {sum(n for n, _ in looks)} looks of "
+        f"{median(seconds for _, seconds in looks) * 1000:.0f} ms",
+    )
+
+
 def backlog(count: int) -> None:
     """`count` messages wait for a subscriber that does not come: memory, and the rate meanwhile."""
     queues = "{outq_messages: 4000000, outq_bytes: 4 GiB}"
@@ -158,6 +189,29 @@ def zeek_snapshot(count: int) -> None:
         )
 
 
+def lookup_table(count: int, rounds: int) -> None:
+    """Indicators on the bus into the lookup table of a Tenzir node, beside a bare update of it."""
+    try:
+        node = TenzirNode()
+    except FileNotFoundError as error:
+        _row("indicators into a lookup table", "-", "-", "-", str(error))
+        return
+    ours, theirs = [], []
+    with node:
+        for _ in range(rounds):
+            theirs.append(tenzir.bare(node, count))
+            ours.append(tenzir.over_the_bus(node, count))
+    our, their = (median(each.seconds for each in results) for results in (ours, theirs))
+    pipelines = max(each.pipelines for each in ours)
+    _row(
+        f"seconds for {count:,} indicators into Tenzir",
+        f"{our:.2f}",
+        f"{their:.2f}",
+        f"{our / their:.2f}",
+        f"at most 2; pipelines: {pipelines}",
+    )
+
+
 def at_rest(starts: int) -> None:
     """Start-up, memory and processor of a bus that has nothing to do."""
     times = []
@@ -181,7 +235,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default 5)")
     parser.add_argument(
-        "--only", choices=["throughput", "latency", "rabbitmq", "zeek", "misp", "backlog", "rest"]
+        "--only",
+        choices=[
+            "throughput",
+            "latency",
+            "status",
+            "rabbitmq",
+            "zeek",
+            "misp",
+            "tenzir",
+            "backlog",
+            "rest",
+        ],
     )
     options = parser.parse_args()
     rounds = options.rounds
@@ -190,8 +255,11 @@ def main() -> None:
         ("throughput", lambda: throughput(10, 50_000, rounds, 0.75)),
         ("latency", lambda: latency(200, 1000, min(rounds, 3))),
         ("latency", lambda: latency(5000, 25_000, min(rounds, 3))),
+        ("status", lambda: scraped(1, 500_000, rounds)),
+        ("status", lambda: scraped(10, 100_000, rounds)),
         ("rabbitmq", lambda: rabbitmq(30_000, min(rounds, 3))),
         ("misp", lambda: misp_zmq(50_000, min(rounds, 3))),
+        ("tenzir", lambda: lookup_table(10_000, min(rounds, 3))),
         ("backlog", lambda: backlog(1_000_000)),
         ("zeek", lambda: zeek_snapshot(100_000)),
         ("rest", lambda: at_rest(5)),

@@ -85,6 +85,8 @@ class AppSpec:
         topic is unsubscribed, or any ``queue.Queue`` or ``multiprocessing.JoinableQueue``, which
         then receives plain stix2 objects, and snapshot requests of others as data classes.
 
+        ``services.report`` takes what is to be seen of the plugin: connections, workers, numbers.
+
         A `ThreatBusError` raised here stops the start of the bus; anything else is logged, and
         the bus starts without the plugin. In both cases `stop` is called, to end what has begun.
         """

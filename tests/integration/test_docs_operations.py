@@ -65,8 +65,9 @@ class Place:
 
     def reject(self) -> None:
         """Have a message rejected; it is number 1."""
+        (self.directory / "wrong.json").write_text('{"type": "indicator"}')
         self.run(
-            f"curl -s -H 'Authorization: Bearer {self.token}' --data-binary '{{\"type\":\"indicator\"}}' "
+            'curl -s -H "Authorization: Bearer $TOKEN" --data-binary @wrong.json '
             "http://127.0.0.1:13373/api/publish"
         )
         eventually((self.directory / "state" / "rejected.jsonl").exists)

@@ -158,9 +158,15 @@ def test_a_broker_that_refuses_connections_for_a_while_costs_nothing(
         way.close()
         stream.has_sent(900)
     assert f"no connection to 127.0.0.1:{way.port}" in caplog.text
+    problem = f"rabbitmq: publisher is down: trying 127.0.0.1:{way.port} again, attempt "
+    eventually(lambda: any(each.startswith(problem) for each in bus.bus.view.problems()))
+    assert bus.bus.view.unready_plugins() == ["rabbitmq"]
     ways.open(way.port)
     finished(stream, 3 * SOON)
     assert reader.receive_until(1999) == list(range(2000))
+    eventually(lambda: not bus.bus.view.problems())
+    report = bus.bus.observer.plugin("rabbitmq", "backbone").report
+    assert [each.reconnects for each in report.connections()] == [1, 1]
 
 
 @pytest.mark.parametrize("place", [1, 7, 1000, 4096, 54_321])

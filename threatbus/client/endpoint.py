@@ -30,7 +30,9 @@ class Endpoint:
     keys: ClientKeys | None = None
 
     @classmethod
-    def parse(cls, text: str, key_file: str | None = None) -> Endpoint:
+    def parse(
+        cls, text: str, key_file: str | None = None, default_port: int = DEFAULT_PORT
+    ) -> Endpoint:
         """Read ``tcp://HOST:PORT``, ``HOST:PORT`` or ``HOST``; ValueError says what is wrong.
 
         `key_file` is the file with the client's keys, as `threatbus keys client` makes it; None:
@@ -50,7 +52,7 @@ class Endpoint:
         if key_file is None:
             key_file = os.environ.get(KEY_FILE_VARIABLE, "")
         keys = read_keys(key_file)
-        return cls(host, DEFAULT_PORT if port is None else port, keys)
+        return cls(host, default_port if port is None else port, keys)
 
     def secure(self, socket: zmq.Socket[bytes]) -> None:
         """Have `socket`, which is yet to be connected, speak with the keys, if there are any."""

@@ -102,6 +102,11 @@ class Subscriber(Session):
             self._connections.close()
             raise
 
+    @property
+    def stands(self) -> bool:
+        """Whether the bus has answered lately, and knows this subscriber."""
+        return self._p2p is not None and not self._lost
+
     def receive(self, timeout: float | None = None, watch: int | None = None) -> list[Message]:
         """Give the messages that have come, at least one unless `timeout` seconds are over.
 

@@ -37,12 +37,15 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     file: Path | None = None
     """The file that was read; None: there was none."""
 
+    prefix: str = PREFIX
+    """What the names of the variables that win over the file begin with."""
+
     def __repr__(self) -> str:
         return f"Source(file={self.file!r})"  # the rest holds passwords
 
     def tree(self) -> dict[str, object]:
         """The file's content with the variables over it, each still the text that it was."""
-        return _merged(self.content, self.environ)
+        return _merged(self.content, self.environ, self.prefix)
 
     def to_dynaconf(self) -> Any:
         """The same settings as a Dynaconf object, for code that wants one."""
@@ -52,13 +55,17 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(
-    path: Path | str | None = None, *, environ: MutableMapping[str, str] | None = None
+    path: Path | str | None = None,
+    *,
+    environ: MutableMapping[str, str] | None = None,
+    prefix: str = PREFIX,
 ) -> Source:
     """Read the configuration file, the environment and ``.env`` in the current directory.
 
     Without `path`, ``config.yaml`` or ``config.yml`` in the current directory is read if there
     is one. What ``.env`` sets is added to `environ` (the process environment unless given)
-    where it is not set yet, so that libraries find it too.
+    where it is not set yet, so that libraries find it too. An app with a configuration of its own
+    has a `prefix` of its own.
 
     Raises InvalidConfig if a file cannot be read or is not what it should be.
     """
@@ -66,7 +73,7 @@ def load(
     _read_dotenv(Path(".env"), environ)
     file = _default_file() if path is None else _checked_path(Path(path))
     content = {} if file is None else _read_yaml(file)
-    return Source(content=content, environ=dict(environ), file=file)
+    return Source(content=content, environ=dict(environ), file=file, prefix=prefix)
 
 
 def _default_file() -> Path | None:
@@ -127,10 +134,12 @@ def variables(environ: Mapping[str, str], prefixes: Iterable[str]) -> list[tuple
     return sorted(found, key=lambda item: (len(item[0]), item[0]))
 
 
-def _merged(content: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, object]:
-    """A copy of the file's content, with the variables under our prefix put over it."""
+def _merged(
+    content: Mapping[str, object], environ: Mapping[str, str], prefix: str
+) -> dict[str, object]:
+    """A copy of the file's content, with the variables under the prefix put over it."""
     tree: dict[str, object] = plain(content)
-    for place, text in variables(environ, [PREFIX]):
+    for place, text in variables(environ, [prefix]):
         _put(tree, place, text)
     return tree
 

@@ -20,7 +20,7 @@ ANOTHER_BUS: Final = "another bus"
 #: Characters of each text that is given.
 LONGEST_TEXT: Final = 500
 #: Messages that one look at the ring goes through; a reader that is behind by more skips some.
-MAX_LOOKED_AT: Final = 5000
+MAX_LOOKED_AT: Final = 2000
 
 
 @dataclass(eq=False)

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("threatbus.observe")
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
-_SECRET: Final = re.compile(r"(?<=//)[^/@\s]*@")
+# In an address: user and password, and what follows a question mark.
+_SECRETS: Final = (
+    (re.compile(r"(?<=//)[^/@\s]*@"), ""),
+    (re.compile(r"(//[^\s?]*)\?\S*"), r"\1"),
+)
 
 
 class State(StrEnum):
@@ -90,7 +94,7 @@ class Connection:
             if state is not self._state:
                 self._since = self._clock()
             # An address may hold a password.
-            self._state, self._detail = state, _SECRET.sub("", detail)
+            self._state, self._detail = state, _without_secrets(detail)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class PluginReport:
         The name becomes the value of a label, so it must come from the configuration, not from a
         peer.
         """
-        name = _SECRET.sub("", name)
+        name = _without_secrets(name)
         with self._lock:
             return self._connections.setdefault(name, Connection(name))
 
@@ -205,3 +209,10 @@ class PluginReport:
         self._log.log(
             what, logging.ERROR, "plugin %s: %s cannot be read", self._plugin, what, exc_info=True
         )
+
+
+def _without_secrets(text: str) -> str:
+    """Give `text` with addresses as far as they name a place."""
+    for pattern, kept in _SECRETS:
+        text = pattern.sub(kept, text)
+    return text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from threatbus.errors import Rejected
 from threatbus.messages import INDICATOR, STIX_PREFIX
@@ -25,6 +27,13 @@ class OutqState:
     waiting: int
 
 
+class _Ids(msgspec.Struct):
+    """What a message is about."""
+
+    id: Any = None
+    sighting_of_ref: Any = None
+
+
 def trace(ring: Ring, wanted: str, outqs: Mapping[str, OutqState]) -> dict[str, Any]:
     """Look for the id or value `wanted` among what passed last.
 
@@ -33,7 +42,8 @@ def trace(ring: Ring, wanted: str, outqs: Mapping[str, OutqState]) -> dict[str, 
     """
     passed = [each for each in messages_of(ring.passages()) if _is_stix(each)]
     ids = _ids_of(passed, wanted)
-    objects = [_traced(each, _messages_about(passed, each), outqs) for each in ids[-MAX_OBJECTS:]]
+    about = _messages_about(passed, ids[-MAX_OBJECTS:])
+    objects = [_traced(each, messages, outqs) for each, messages in about.items()]
     return {
         "wanted": wanted,
         "objects": objects,
@@ -72,15 +82,17 @@ def _ids_of(passed: Iterable[Passed], wanted: str) -> list[str]:
     return list(ids)
 
 
-def _messages_about(passed: Iterable[Passed], object_id: str) -> list[Passed]:
-    """Give the messages of an object, and the sightings of it."""
-    needles = written(object_id)
-    found = []
+def _messages_about(passed: Iterable[Passed], ids: Sequence[str]) -> dict[str, list[Passed]]:
+    """Give, by object, its own messages and the sightings of it."""
+    found: dict[str, list[Passed]] = {each: [] for each in ids}
+    decode = msgspec.json.Decoder(_Ids).decode
     for each in passed:
-        if contains(each.message.data, needles):
-            summary = _summary(each)
-            if object_id in (summary.id, summary.sighting_of_ref):
-                found.append(each)
+        try:
+            own = decode(each.message.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+        for object_id in {str(own.id), str(own.sighting_of_ref)} & found.keys():
+            found[object_id].append(each)
     return found
 
 

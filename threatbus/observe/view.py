@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -76,7 +76,7 @@ class BusView:
         return {
             "accepted": self.intake.accepted,
             "refused": self.intake.refused,
-            "inq": {name: asdict(inq.stats()) for name, inq in self.inqs.items()},
+            "inq": {name: dict(vars(inq.stats())) for name, inq in self.inqs.items()},
             "subscribers": self._subscribers(),
             "rejected": {f"{o}: {reason}": n for (o, reason), n in self.rejects.counts.items()},
             "rejected_not_kept": self.rejects.not_kept,
@@ -159,7 +159,7 @@ class BusView:
             "name": plugin.name,
             "kind": plugin.kind,
             "state": "running" if plugin.runs else "lost",
-            "connections": [asdict(each) for each in report.connections()],
+            "connections": [dict(vars(each)) for each in report.connections()],
             "worker_restarts": report.restarts,
             "numbers": {each.name: each.value for each in report.numbers()},
         }
@@ -172,7 +172,7 @@ class BusView:
             if name in found:
                 name = f"{name} ({len(found) + 1})"
             found[name] = {
-                **asdict(subscriber.queue.stats()),
+                **vars(subscriber.queue.stats()),
                 "outdated_bodies": subscriber.outdated_bodies,
                 "plugin": subscriber.outlet.plugin if subscriber.outlet else "",
                 "topics": sorted(subscriber.topics.copy()),
@@ -184,4 +184,4 @@ class BusView:
 def _reader(state: ReaderState | None) -> dict[str, Any]:
     if state is None:
         return {"connected": None, "stalled_seconds": 0.0, "waiting": None}
-    return asdict(state)
+    return dict(vars(state))

@@ -132,7 +132,7 @@ function showRecent() {
     : "Nothing has passed yet. `threatbus publish FILE` would be seen here.";
   const notes = [];
   if (paused && held.length) notes.push(`${count(held.length)} more have passed while this list is paused.`);
-  if (skipped) notes.push(`${count(skipped)} messages passed too quickly to be listed; a search lists those that match.`);
+  if (skipped) notes.push(`${count(skipped)} messages passed too quickly to be looked at. Another search looks through what the bus still knows.`);
   $("recent-note").textContent = notes.join(" ");
 }
 

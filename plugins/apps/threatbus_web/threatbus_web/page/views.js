@@ -75,7 +75,7 @@ export function showMeters(status, history) {
       make("p", { class: "now" }, shown, meter.unit ? make("small", {}, "per second") : ""),
       make("p", { class: "more" }, `${meter.total(status)} · ${peakShown}`),
       plot(points, history.span_seconds, label),
-      make("span", { class: "ago", "aria-hidden": "true" }, `${Math.round(history.span_seconds / 60)} min ago`),
+      make("p", { class: "axis", "aria-hidden": "true" }, make("span", {}, `${span(history.span_seconds)} ago`), make("span", {}, "now")),
     );
   }
 }
