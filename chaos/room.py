@@ -148,10 +148,10 @@ class Room:
             time.sleep(0.02)
         return True
 
-    def settle(self) -> None:
+    def settle(self, quiet: float = QUIET_SECS) -> None:
         """Stop the publishers; wait until everything has arrived, or nothing does any more.
 
-        After a fault they go on until one message that was sent later has come through.
+        That is so when nothing has come for `quiet` seconds. After a fault they go on until one message that was sent later has come through.
         """
         if self.ledger.over_at is not None:
             self.until(lambda: self.ledger.recovery() is not None, "a message comes through again")
@@ -162,7 +162,7 @@ class Room:
         while self.ledger.delivered < self.ledger.owed and time.monotonic() < deadline:
             if self.ledger.delivered != seen:
                 seen, since = self.ledger.delivered, time.monotonic()
-            elif time.monotonic() - since > QUIET_SECS:
+            elif time.monotonic() - since > quiet:
                 break
             time.sleep(0.05)
         for reader in self._readers:

@@ -1,4 +1,4 @@
-"""A file system that can be full: a tmpfs of a few kibibytes, where this user may mount one."""
+"""A file system that can be full: a small tmpfs, where this user may mount one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SmallDisk:
     Raises `PermissionError` on entering where nothing may be mounted.
     """
 
-    def __init__(self, directory: Path, size: int = 2 * 1024 * 1024) -> None:
+    def __init__(self, directory: Path, size: int = 16 * 1024 * 1024) -> None:
         self.directory = directory
         self._size = size
 
