@@ -47,6 +47,8 @@ $(VENV)/.installed: $(VENV)/.created $(SETUPS) pyproject.toml
 		$(foreach d,$(DISTRIBUTIONS),-e $(patsubst %/,%,$(d)))
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-engine.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@# There is none for other machines than Linux on x86_64; the tests that need it say so.
+	-$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-engine.txt
 	@touch $@

@@ -12,10 +12,11 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from benchmarks import amqp, misp, status, systems, zeek
+from benchmarks import amqp, misp, status, systems, tenzir, zeek
 from benchmarks.load import Result, indicator, readers, run
 from testbed.ports import free_port
 from testbed.rabbit import RabbitNode
+from testbed.tenzir import TenzirNode
 
 MIB = 1024 * 1024
 
@@ -188,6 +189,29 @@ def zeek_snapshot(count: int) -> None:
         )
 
 
+def lookup_table(count: int, rounds: int) -> None:
+    """Indicators on the bus into the lookup table of a Tenzir node, beside a bare update of it."""
+    try:
+        node = TenzirNode()
+    except FileNotFoundError as error:
+        _row("indicators into a lookup table", "-", "-", "-", str(error))
+        return
+    ours, theirs = [], []
+    with node:
+        for _ in range(rounds):
+            theirs.append(tenzir.bare(node, count))
+            ours.append(tenzir.over_the_bus(node, count))
+    our, their = (median(each.seconds for each in results) for results in (ours, theirs))
+    pipelines = max(each.pipelines for each in ours)
+    _row(
+        f"seconds for {count:,} indicators into Tenzir",
+        f"{our:.2f}",
+        f"{their:.2f}",
+        f"{our / their:.2f}",
+        f"at most 2; pipelines: {pipelines}",
+    )
+
+
 def at_rest(starts: int) -> None:
     """Start-up, memory and processor of a bus that has nothing to do."""
     times = []
@@ -212,7 +236,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default 5)")
     parser.add_argument(
         "--only",
-        choices=["throughput", "latency", "status", "rabbitmq", "zeek", "misp", "backlog", "rest"],
+        choices=[
+            "throughput",
+            "latency",
+            "status",
+            "rabbitmq",
+            "zeek",
+            "misp",
+            "tenzir",
+            "backlog",
+            "rest",
+        ],
     )
     options = parser.parse_args()
     rounds = options.rounds
@@ -225,6 +259,7 @@ def main() -> None:
         ("status", lambda: scraped(10, 100_000, rounds)),
         ("rabbitmq", lambda: rabbitmq(30_000, min(rounds, 3))),
         ("misp", lambda: misp_zmq(50_000, min(rounds, 3))),
+        ("tenzir", lambda: lookup_table(10_000, min(rounds, 3))),
         ("backlog", lambda: backlog(1_000_000)),
         ("zeek", lambda: zeek_snapshot(100_000)),
         ("rest", lambda: at_rest(5)),

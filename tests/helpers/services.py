@@ -9,6 +9,7 @@ from typing import NoReturn
 import pytest
 
 from testbed.rabbit import RabbitNode
+from testbed.tenzir import TenzirNode
 
 
 def missing(what: str) -> NoReturn:
@@ -27,5 +28,13 @@ def rabbit_node(settings: str = "", further_port: int | None = None) -> RabbitNo
     """Give a RabbitMQ node for a ``with`` block; without RabbitMQ as `program`."""
     try:
         return RabbitNode(settings, further_port)
+    except FileNotFoundError as error:
+        return missing(str(error))
+
+
+def tenzir_node() -> TenzirNode:
+    """Give a Tenzir node for a ``with`` block; without Tenzir as `program`."""
+    try:
+        return TenzirNode()
     except FileNotFoundError as error:
         return missing(str(error))

@@ -176,11 +176,21 @@ def broker_module() -> Any:
 class BrokerZeek:
     """A real Broker endpoint that runs a script, in a thread of its own."""
 
-    def __init__(self, port: int, make_script: Callable[[Publish], Any]) -> None:
+    def __init__(
+        self,
+        port: int,
+        make_script: Callable[[Publish], Any],
+        tls: dict[str, str] | None = None,
+    ) -> None:
         self.broker = broker_module()
         options = self.broker.BrokerOptions()
         options.forward = False
-        self._endpoint = self.broker.Endpoint(self.broker.Configuration(options))
+        configuration = self.broker.Configuration(options)
+        if tls is not None:
+            configuration.openssl_cafile = tls["ca"]
+            configuration.openssl_certificate = tls["cert"]
+            configuration.openssl_key = tls["key"]
+        self._endpoint = self.broker.Endpoint(configuration)
         self._status = self._endpoint.make_status_subscriber(True)
         self._subscribers: dict[str, Any] = {}
         self._selector = selectors.DefaultSelector()
@@ -188,6 +198,8 @@ class BrokerZeek:
         self._ended = False
         # How often a connection to the bus has come up.
         self.begun = 0
+        # What Broker says went wrong.
+        self.errors: list[str] = []
         self.script = make_script(self.publish)
         self._listen_to(self.script.topics())
         self._selector.register(self._status.fd(), selectors.EVENT_READ)
@@ -237,6 +249,8 @@ class BrokerZeek:
                 if status.code() == self.broker.SC.PeerAdded:
                     self.begun += 1
                     self.script.begin()
+                elif not isinstance(status, self.broker.Status):
+                    self.errors.append(str(status))
             for subscriber in list(self._subscribers.values()):
                 for _, (_, _, event, *_) in subscriber.poll():
                     self.script.handle(event[0], event[1])

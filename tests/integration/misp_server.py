@@ -20,6 +20,7 @@ import contextlib
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 import uuid
@@ -715,6 +716,13 @@ class MispServer:
         if self._httpd is None:
             self._httpd = _Httpd(self._port, self)
             self._port = self._httpd.server_address[1]
+
+    def speak_tls(self, context: ssl.SSLContext) -> None:
+        """Answer with TLS from now on."""
+        assert self._httpd is not None
+        self._httpd.socket = context.wrap_socket(
+            self._httpd.socket, server_side=True, do_handshake_on_connect=False
+        )
 
     def down(self) -> None:
         """Stop listening and cut all connections."""

@@ -116,6 +116,17 @@ def test_an_app_may_start_before_its_bus(start_bus: Buses) -> None:
     assert document != second
 
 
+def test_an_app_knows_whether_its_bus_is_there(start_bus: Buses) -> None:
+    doors = Doors.free()
+    first = start_bus({"zmq": doors.section})
+    with App(at(doors), STIX, timeout=0.2) as app:
+        subscribed(app)
+        first.stop()
+        eventually(lambda: not app.connected)
+        start_bus({"zmq": doors.section})
+        subscribed(app)
+
+
 def test_nothing_that_is_published_while_the_bus_is_away_is_lost(
     start_bus: Buses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,3 +225,30 @@ def test_an_app_speaks_to_the_old_bus(old_bus: OldBus, monkeypatch: pytest.Monke
     old_bus.manage.stop()
     assert old_bus.sub.poll(1000)
     assert old_bus.sub.recv() == b"stix2/sighting " + seen
+
+
+def test_an_app_answers_the_old_bus(old_bus: OldBus) -> None:
+    known = indicator_bytes(name="known")
+    request = {
+        "type": "snapshotrequest",
+        "snapshot_type": 1,
+        "snapshot_id": "8f4e1a52-6f4a-4f31-9d0e-5b6a7c8d9e0f",
+        "snapshot": 86400,
+    }
+    with App(Endpoint("127.0.0.1", old_bus.port), STIX, answer=lambda _: [known]) as app:
+        subscribed(app)
+
+        def published() -> bool:
+            # A PUB drops what comes before its SUB.
+            for topic in old_bus.topics:
+                old_bus.pub.send(f"{topic}snapshotrequest {json.dumps(request)}".encode())
+            return app.flush(0.05) and bool(app._sender._unsure)
+
+        eventually(published)
+        app.flush(10)
+    old_bus.manage.stop()
+    assert old_bus.sub.poll(1000)
+    topic, _, envelope = old_bus.sub.recv().partition(b" ")
+    assert topic == b"threatbus/snapshotenvelope"
+    assert json.loads(envelope)["body"] == json.loads(known)
+    assert json.loads(envelope)["snapshot_id"] == request["snapshot_id"]

@@ -320,7 +320,7 @@ def test_an_ipv6_address_can_be_bound(zmq_apps: Apps) -> None:
 
 @pytest.mark.parametrize("host", ["*", "localhost", "lo", "0.0.0.0"])
 def test_hosts_may_be_written_in_several_ways(zmq_apps: Apps, host: str) -> None:
-    bus = zmq_apps.bus(host=host)
+    bus = zmq_apps.bus(host=host, allow_insecure=True)
     bus.host = "127.0.0.1"
     app = zmq_apps.app(bus)
     app.subscribe("stix2").connect().connected()

@@ -65,7 +65,7 @@ def test_what_publishers_have_sent_before_is_read_out(
 
 @pytest.mark.parametrize("host", ["*", "lo", "::1"])
 def test_what_was_sent_is_read_out_whatever_the_host_is_called(zmq_apps: Apps, host: str) -> None:
-    bus = zmq_apps.bus(host=host)
+    bus = zmq_apps.bus(host=host, allow_insecure=True)
     bus.host = "127.0.0.1" if host != "::1" else host
     publisher = zmq_apps.app(bus)
     publisher.publish_numbered(0, 2000)
@@ -219,8 +219,9 @@ def test_one_port_for_two_doors_is_an_error(start_bus: Buses) -> None:
 def test_a_host_that_is_not_ours_is_an_error(start_bus: Buses) -> None:
     doors = Doors.free()
     doors.host = "192.0.2.1"
+    section = {**doors.section, "allow_insecure": True}
     with pytest.raises(InvalidConfig, match=r"tcp://192\.0\.2\.1:"):
-        start_bus(apps={"zmq": doors.section})
+        start_bus(apps={"zmq": section})
 
 
 # The process.

@@ -84,13 +84,15 @@ class Zeeks:
         """Start a Zeek with the script of 2022.5.16, and wait until it is subscribed."""
         return subscribed(self.starting(bus, partial(OldScript, **options)))
 
-    def ours(self, bus: ZeekBus, **options: Any) -> BrokerZeek:
+    def ours(self, bus: ZeekBus, tls: dict[str, str] | None = None, **options: Any) -> BrokerZeek:
         """Start a Zeek with our script, and wait until it is subscribed."""
-        return subscribed(self.starting(bus, partial(OurScript, **options)))
+        return subscribed(self.starting(bus, partial(OurScript, **options), tls))
 
-    def starting(self, bus: ZeekBus, script: Callable[..., Any]) -> BrokerZeek:
+    def starting(
+        self, bus: ZeekBus, script: Callable[..., Any], tls: dict[str, str] | None = None
+    ) -> BrokerZeek:
         """Start a Zeek that connects to a bus, which need not be there."""
-        zeek = BrokerZeek(bus.port, script)
+        zeek = BrokerZeek(bus.port, script, tls)
         self._zeeks.append(zeek)
         return zeek
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ import zmq
 from helpers.buses import Buses, reject_lines
 from helpers.documents import encode, indicator
 from helpers.waiting import SOON, eventually
-from threatbus_zmq.endpoint import Endpoint
+from threatbus_zmq.endpoint import Endpoint as BusEndpoint
 from threatbus_zmq.plugin import ZmqPlugin
 from threatbus_zmq.publisher import Delivery
 
 import threatbus
 from testbed.ports import Doors, free_ports
+from threatbus.client import Endpoint
+from threatbus.keyfiles import ClientKeys
 
 Socket = zmq.Socket[bytes]
 
@@ -50,7 +53,7 @@ class ZmqBus(Doors):
         return implementation
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoint(self) -> BusEndpoint:
         """The plugin's inside, to break things there and to look at what no app can see."""
         assert self.plugin._endpoint is not None, "the bus is stopped"
         return self.plugin._endpoint
@@ -62,7 +65,10 @@ class ZmqBus(Doors):
         def later() -> float:
             return clock() + seconds
 
-        for part in (self.endpoint, self.endpoint.manager, self.endpoint.publisher):
+        parts: list[Any] = [self.endpoint, self.endpoint.manager, self.endpoint.publisher]
+        if self.endpoint.gatekeeper is not None:
+            parts.append(self.endpoint.gatekeeper.ring)
+        for part in parts:
             part._clock = later
         self.endpoint._wakeup()
 
@@ -87,9 +93,15 @@ class App:
     """
 
     def __init__(
-        self, bus: Doors, *, context: zmq.Context[Socket] | None = None, rcvhwm: int = 1000
+        self,
+        bus: Doors,
+        *,
+        context: zmq.Context[Socket] | None = None,
+        rcvhwm: int = 1000,
+        keys: ClientKeys | None = None,
     ) -> None:
         self.bus = bus
+        self._keys = keys
         self._own_context = context is None
         self.context: zmq.Context[Socket] = context or zmq.Context()
         self._rcvhwm = rcvhwm
@@ -108,10 +120,30 @@ class App:
             created.setsockopt(zmq.IPV6, 1)
         for name, value in options.items():
             created.setsockopt(getattr(zmq, name), value)
+        Endpoint(self.bus.host, self.bus.manage, self._keys).secure(created)
         if address is not None:
             created.connect(address)
         self._sockets.append(created)
         return created
+
+    def is_refused(self, door: str, kind: int) -> bool:
+        """Say whether ZeroMQ does not come to terms with the bus at this door."""
+        trying = self.socket(kind)
+        monitor: Socket = trying.get_monitor_socket(
+            int(
+                zmq.EVENT_HANDSHAKE_SUCCEEDED
+                | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+                | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            )
+        )
+        self._sockets.append(monitor)
+        trying.connect(self.bus.address(door))
+        assert monitor.poll(int(SOON * 1000)), "neither let in nor refused"
+        (event,) = struct.unpack_from("=H", monitor.recv_multipart()[0])
+        trying.disable_monitor()
+        self.close_socket(trying)
+        return bool(event != zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
     def ends_of(self, watched: Socket) -> Socket:
         """Give a socket at which the ends of the connections of `watched` can be read."""

@@ -46,9 +46,9 @@ def sections_of(schema: Schema, path: str = "") -> dict[str, Schema]:
 
 SECTIONS: Final[dict[str, Schema]] = {
     **sections_of(CoreConfig),
-    "plugins.apps.zmq": ZmqConfig,
     "plugins.apps.web": WebConfig,
-    "plugins.apps.zeek": ZeekConfig,
+    **sections_of(ZmqConfig, "plugins.apps.zmq"),
+    **sections_of(ZeekConfig, "plugins.apps.zeek"),
     # What MispConfig has besides is `instances`, which is a mapping of these.
     **sections_of(InstanceConfig, "plugins.apps.misp"),
     "plugins.backbones.inmem": InMemoryConfig,

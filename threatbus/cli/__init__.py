@@ -9,7 +9,7 @@ import argparse
 import importlib.metadata
 from collections.abc import Sequence
 
-from threatbus.cli import check, plugins, publish, rejected, run, status, tail, trace
+from threatbus.cli import check, keys, plugins, publish, rejected, run, status, tail, trace
 from threatbus.cli.options import add_config
 from threatbus.cli.outcome import INTERRUPTED, failure
 from threatbus.errors import ThreatBusError
@@ -26,6 +26,7 @@ examples:
   threatbus tail                          watch what a running bus carries
   threatbus publish indicators.json       publish STIX objects to a running bus
   threatbus rejected                      list what was not let in, and why
+  threatbus keys server                   make keys, so that only their owners take part
 """
 
 
@@ -54,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     add_config(parser, default=None)
     parser.set_defaults(command=run.command)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (run, check, plugins, status, trace, tail, publish, rejected):
+    for module in (run, check, plugins, status, trace, tail, publish, rejected, keys):
         module.add_parser(commands)
     return parser

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threatbus import config
+from threatbus.cli.outcome import say
 from threatbus.client import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_SECS, Endpoint
+from threatbus.client.endpoint import read_keys
+from threatbus.config.secrets import is_readable_by_all
+from threatbus.config.source import KEY_FILE_VARIABLE
 from threatbus.control import SOCKET_NAME
+from threatbus.keyfiles import ClientKeys
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -50,6 +57,14 @@ def add_endpoint(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--key-file",
+        metavar="FILE",
+        type=key_file,
+        default=os.environ.get(KEY_FILE_VARIABLE) or None,
+        help="the keys of this client, for a bus that asks for some; `threatbus keys client` "
+        f"makes them (default: what {KEY_FILE_VARIABLE} names)",
+    )
+    parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=positive,
@@ -81,12 +96,29 @@ def state_directory(config_file: str | None) -> Path:
     return Path(config.read_core(config.load(config_file)).state_directory)
 
 
+def bus_endpoint(arguments: argparse.Namespace) -> Endpoint:
+    """Give the endpoint that the options of `add_endpoint` say, with its keys."""
+    found: Endpoint = arguments.endpoint
+    return replace(found, keys=arguments.key_file)
+
+
 def endpoint(text: str) -> Endpoint:
     """Read an endpoint, for argparse."""
     try:
-        return Endpoint.parse(text)
+        return Endpoint.parse(text, key_file="")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def key_file(text: str) -> ClientKeys | None:
+    """Read the file with a client's keys, for argparse."""
+    try:
+        keys = read_keys(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if keys is not None and is_readable_by_all(text):
+        say(f"warning: every user of this machine can read {text}; chmod 600 it")
+    return keys
 
 
 def positive(text: str) -> float:

@@ -15,7 +15,7 @@ import msgspec
 
 from threatbus.border import Border
 from threatbus.cli.documents import Document, DocumentReader
-from threatbus.cli.options import add_command, add_endpoint
+from threatbus.cli.options import add_command, add_endpoint, bus_endpoint
 from threatbus.cli.outcome import FAILED, INTERRUPTED, OK, WRONG_USAGE, ended_by_sigterm, say
 from threatbus.cli.progress import Progress
 from threatbus.client import Publisher
@@ -58,7 +58,7 @@ def command(arguments: argparse.Namespace) -> int:
         opened as stream,
         ended_by_sigterm(),
         Publisher(
-            arguments.endpoint, name="threatbus publish", timeout=arguments.timeout
+            bus_endpoint(arguments), name="threatbus publish", timeout=arguments.timeout
         ) as publisher,
     ):
         return Publishing(publisher, stream, str(arguments.endpoint)).run()

@@ -9,7 +9,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from threatbus.cli.options import add_command, add_config, add_endpoint, state_directory
+from threatbus.cli.options import (
+    add_command,
+    add_config,
+    add_endpoint,
+    bus_endpoint,
+    state_directory,
+)
 from threatbus.cli.outcome import FAILED, OK, ended_by_sigterm, say
 from threatbus.cli.publish import Publishing
 from threatbus.cli.text import printable, shortened, table
@@ -124,7 +130,7 @@ def _publish(found: StoredReject, arguments: argparse.Namespace) -> int:
     with (
         ended_by_sigterm(),
         Publisher(
-            arguments.endpoint, name="threatbus rejected", timeout=arguments.timeout
+            bus_endpoint(arguments), name="threatbus rejected", timeout=arguments.timeout
         ) as publisher,
     ):
         return Publishing(publisher, io.BytesIO(document), str(arguments.endpoint)).run()

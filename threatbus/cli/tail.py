@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from threatbus.cli import display
-from threatbus.cli.options import add_command, add_endpoint, days
+from threatbus.cli.options import add_command, add_endpoint, bus_endpoint, days
 from threatbus.cli.outcome import OK, ended_by_sigterm, say
 from threatbus.client import Subscriber
 from threatbus.messages import STIX_PREFIX, Message
@@ -62,7 +62,7 @@ def command(arguments: argparse.Namespace) -> int:
     with (
         ended_by_sigterm(),
         Subscriber(
-            arguments.endpoint,
+            bus_endpoint(arguments),
             arguments.topic or [STIX_PREFIX],
             snapshot=arguments.snapshot,
             name="threatbus tail",

@@ -17,7 +17,8 @@ interrupted. pyzmq is imported when the first socket is opened. All of it speaks
 The rooms; each imports only from those above it:
 
 ============  ================================================
-endpoint      where the bus is, and why nothing answers there
+endpoint      where the bus is, and by which keys it is spoken to
+silence       why nothing answers there
 connection    sockets, requests and replies, sessions, deadlines
 subscriber    receiving
 publisher     publishing

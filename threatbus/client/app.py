@@ -121,7 +121,7 @@ class App(Session):
 
     @property
     def connected(self) -> bool:
-        """Whether the subscription has been made, this time or ever since."""
+        """Whether the subscription stands: the bus has answered lately, and knows this app."""
         return self._receiver.subscribed
 
     # Publishing.
@@ -208,7 +208,8 @@ class Receiver(StoppableWorker):
         # Where snapshot requests go; None: nobody answers them, they are left out.
         self._requests = requests
         self._on_change = on_change
-        self.subscribed = False
+        # Once the first subscription was made; others ask it how things stand.
+        self._subscriber: Subscriber | None = None
         # The write end is closed by stop(), which ends the poll that watches the read end.
         self._watched, self._stopper = os.pipe()
         self._stopping = threading.Lock()
@@ -227,13 +228,18 @@ class Receiver(StoppableWorker):
         if subscriber is None:
             return
         with subscriber:
-            self.subscribed = True
+            self._subscriber = subscriber
             while self._running():
                 if self._inbox.full():
                     # What is not read waits at the bus; the signs of life go on.
                     subscriber.keep_up(LOOK_SECS)
                 else:
                     self._sort(subscriber.receive(watch=self._watched))
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether the subscription stands."""
+        return self._subscriber is not None and self._subscriber.stands
 
     def release(self) -> None:
         """Give the pipe back, once the thread has ended or was never started."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from threatbus.client.endpoint import Endpoint, explain_silence, needs_ipv6
+from threatbus.client.endpoint import Endpoint, needs_ipv6
+from threatbus.client.silence import silence
 from threatbus.errors import BusUnreachable, Refused
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Connections:
         options = {"LINGER": 0, "IPV6": self._ipv6, "RECONNECT_IVL_MAX": 1000, **options}
         for name, value in options.items():
             socket.setsockopt(getattr(zmq, name), value)
+        self.endpoint.secure(socket)
         socket.connect(self.endpoint.address(port))
         return socket
 
@@ -98,7 +100,15 @@ class Manage:
 
     def send(self, action: str, topic: object, **more: object) -> None:
         """Send a request. None may be under way."""
-        self.socket.send(msgspec.json.encode({"action": action, "topic": topic, **more}))
+        import zmq  # noqa: PLC0415
+
+        request = msgspec.json.encode({"action": action, "topic": topic, **more})
+        try:
+            self.socket.send(request, zmq.NOBLOCK)
+        except zmq.Again:
+            # ZeroMQ has given up the connection, as it does when the bus has refused the key.
+            self.give_up()
+            self.socket.send(request)
         self.waiting = True
 
     def take_reply(self) -> Reply | None:
@@ -122,10 +132,13 @@ class Manage:
         self.waiting = False
 
     def ask(self, timeout: float, action: str, topic: object, **more: object) -> Reply:
-        """Send a request and wait for its reply; `BusUnreachable` if none comes in time."""
+        """Send a request and wait for its reply.
+
+        `BusUnreachable` if none comes in time, `Refused` if that is for want of the right keys.
+        """
         reply = self._await_reply(timeout, action, topic, **more)
         if reply is None:
-            raise BusUnreachable(explain_silence(self.endpoint, timeout))
+            raise silence(self.endpoint, timeout)
         return reply
 
     def subscribe(self, timeout: float, topics: object, **more: object) -> Reply:

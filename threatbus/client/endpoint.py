@@ -1,18 +1,23 @@
-"""Where a bus is to be found, and why nothing answers there."""
+"""Where a bus is to be found, and by which keys it is spoken to."""
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
-from typing import Final, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
-from threatbus.errors import BusUnreachable
+from threatbus.config.source import KEY_FILE_VARIABLE
+from threatbus.errors import BusUnreachable, InvalidConfig
+from threatbus.keyfiles import ClientKeys, read_file
+
+if TYPE_CHECKING:
+    import zmq
 
 DEFAULT_PORT: Final = 13370
 DEFAULT_ENDPOINT: Final = f"tcp://127.0.0.1:{DEFAULT_PORT}"
-#: Seconds that finding out why nothing answers may take, twice.
-PROBE_SECS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,18 @@ class Endpoint:
 
     host: str
     port: int = DEFAULT_PORT
+    #: With whose keys it is spoken to; None for a bus that asks for none.
+    keys: ClientKeys | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Endpoint:
-        """Read ``tcp://HOST:PORT``, ``HOST:PORT`` or ``HOST``; ValueError says what is wrong."""
+    def parse(
+        cls, text: str, key_file: str | None = None, default_port: int = DEFAULT_PORT
+    ) -> Endpoint:
+        """Read ``tcp://HOST:PORT``, ``HOST:PORT`` or ``HOST``; ValueError says what is wrong.
+
+        `key_file` is the file with the client's keys, as `threatbus keys client` makes it; None:
+        the one that the environment variable THREATBUS_KEY_FILE names, if any; "": none.
+        """
         rest = text.removeprefix("tcp://")
         if rest.count(":") > 1 and not rest.startswith("["):
             # An IPv6 address by itself; with a port it needs brackets.
@@ -36,7 +49,19 @@ class Endpoint:
             raise ValueError(f"{text!r} is not of the form tcp://HOST:PORT ({error})") from None
         if not host or found.netloc != rest or port == 0:
             raise ValueError(f"{text!r} is not of the form tcp://HOST:PORT")
-        return cls(host, DEFAULT_PORT if port is None else port)
+        if key_file is None:
+            key_file = os.environ.get(KEY_FILE_VARIABLE, "")
+        keys = read_keys(key_file)
+        return cls(host, default_port if port is None else port, keys)
+
+    def secure(self, socket: zmq.Socket[bytes]) -> None:
+        """Have `socket`, which is yet to be connected, speak with the keys, if there are any."""
+        if self.keys is not None:
+            import zmq  # noqa: PLC0415
+
+            socket.setsockopt(zmq.CURVE_SERVERKEY, self.keys.server_key.encode())
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, self.keys.public_key.encode())
+            socket.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret_key.encode())
 
     def address(self, port: int | None = None) -> str:
         """Give the address of `port` on the same host, as ZeroMQ writes it."""
@@ -62,31 +87,13 @@ def needs_ipv6(endpoint: Endpoint) -> Literal[0, 1]:
     return 0 if any(family == socket.AF_INET for family, *_ in found) else 1
 
 
-def explain_silence(endpoint: Endpoint, timeout: float) -> str:
-    """Say what was tried, what was found, and what to check. Looks at the endpoint to find out."""
-    return (
-        f"no Threat Bus answers at {endpoint} (waited {timeout:g} s): {_probe(endpoint)}\n"
-        "Check that the bus is running, that plugins.apps.zmq is in its configuration, and that "
-        "host and port are those of its `manage` endpoint."
-    )
-
-
-def _probe(endpoint: Endpoint) -> str:
-    """Find out why nothing answers, by an ordinary connection."""
+def read_keys(file: str) -> ClientKeys | None:
+    """Read the file with a client's keys; None without a name. ValueError says what is wrong."""
+    if not file:
+        return None
     try:
-        with socket.create_connection((endpoint.host, endpoint.port), PROBE_SECS) as connection:
-            connection.settimeout(PROBE_SECS)
-            greeting = connection.recv(1)
-    except ConnectionRefusedError:
-        return "the connection was refused, so nothing listens there."
-    except TimeoutError:
-        return "nothing reacts to a connection there, or what does says nothing."
+        return read_file(Path(file), ClientKeys)
     except OSError as error:
-        return f"{error.strerror or error}."
-    # Every ZMTP peer begins with this byte, before it has been told anything.
-    if greeting == b"\xff":
-        return (
-            "a ZeroMQ socket listens there, but does not reply. It may be another port of the bus "
-            "(`pub` or `sub`), or a bus that hangs."
-        )
-    return "something listens there, but it does not speak ZeroMQ."
+        raise ValueError(f"the key file {file} cannot be read: {error.strerror}") from None
+    except InvalidConfig as error:
+        raise ValueError(f"{file} is no key file of a client: {error}") from None

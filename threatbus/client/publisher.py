@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from threatbus.client.connection import (
@@ -12,7 +13,8 @@ from threatbus.client.connection import (
     Manage,
     Session,
 )
-from threatbus.client.endpoint import Endpoint, explain_silence
+from threatbus.client.endpoint import Endpoint
+from threatbus.client.silence import silence
 from threatbus.errors import BusUnreachable, Refused, Undelivered
 
 if TYPE_CHECKING:
@@ -169,11 +171,8 @@ class Publisher(Session):
 
         socket = self._outlet.open(zmq.XPUB, port, XPUB_NODROP=1, SNDHWM=PIPE_MESSAGES)
         if not socket.poll(int(self._timeout * 1000)):
-            sub = Endpoint(self._endpoint.host, port)
-            raise BusUnreachable(
-                f"the bus at {self._endpoint} answers, but the port for publishing does not:\n"
-                f"{explain_silence(sub, self._timeout)}"
-            )
+            what = f"the bus at {self._endpoint} answers, but the port for publishing does not:\n"
+            raise silence(replace(self._endpoint, port=port), self._timeout, "XPUB", what)
         return socket
 
     def _await_interest(self, topic: str) -> None:

@@ -17,6 +17,7 @@ from threatbus.client.connection import (
     explain_refusal,
 )
 from threatbus.client.endpoint import Endpoint
+from threatbus.client.silence import event_of, refusal
 from threatbus.errors import BusUnreachable
 from threatbus.messages import (
     INDICATOR,
@@ -91,6 +92,8 @@ class Subscriber(Session):
         self._sub: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._pub_port = 0
+        # Whether ZeroMQ has given up the connection of the SUB, since the bus refused its key.
+        self._sub_is_dead = False
         # What was read from a SUB that had to be closed.
         self._left_over: list[Message] = []
         try:
@@ -98,6 +101,11 @@ class Subscriber(Session):
         except BaseException:
             self._connections.close()
             raise
+
+    @property
+    def stands(self) -> bool:
+        """Whether the bus has answered lately, and knows this subscriber."""
+        return self._p2p is not None and not self._lost
 
     def receive(self, timeout: float | None = None, watch: int | None = None) -> list[Message]:
         """Give the messages that have come, at least one unless `timeout` seconds are over.
@@ -175,15 +183,17 @@ class Subscriber(Session):
         """Receive under the P2P topic that the bus has given."""
         import zmq  # noqa: PLC0415
 
-        if self._sub is not None and reply.pub_port != self._pub_port:
+        if self._sub is not None and (reply.pub_port != self._pub_port or self._sub_is_dead):
             while messages := self._take():
                 self._left_over = [*messages, *self._left_over]
             self._close_sub()
         if self._sub is None:
             self._sub = self._connections.open(zmq.SUB, reply.pub_port, RCVHWM=self._read_ahead)
-            changes = zmq.Event.CONNECTED | zmq.Event.DISCONNECTED
+            refused = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+            changes = zmq.Event.CONNECTED | zmq.Event.DISCONNECTED | refused
             self._monitor = self._sub.get_monitor_socket(changes)
             self._pub_port = reply.pub_port
+            self._sub_is_dead = False
         # The earlier topic stays, for what is still on its way.
         self._sub.subscribe(reply.topic)
         self._p2p = reply.topic
@@ -208,7 +218,9 @@ class Subscriber(Session):
                 self._on_reply(reply)
             elif over:
                 self._manage.give_up()
-                self._failed(f"nothing answers at {self._endpoint}")
+                # Said once, so looked for once.
+                why = "" if self._lost else refusal(self._endpoint)
+                self._failed(why or f"nothing answers at {self._endpoint}")
         elif over:
             self._request()
 
@@ -221,7 +233,7 @@ class Subscriber(Session):
 
     def _on_reply(self, reply: Reply) -> None:
         if self._p2p is not None:
-            if not reply.success:
+            if not reply.success or self._sub_is_dead:
                 # The bus is another one than before, or it has ended the subscription.
                 self._p2p = None
                 self._request()
@@ -251,8 +263,11 @@ class Subscriber(Session):
 
     def _on_connection_change(self) -> None:
         """Ask at once how things stand when the connection has broken or is back."""
+        import zmq  # noqa: PLC0415
+
         while self._monitor is not None and self._monitor.poll(0):
-            self._monitor.recv_multipart()
+            if event_of(self._monitor) not in (zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED):
+                self._sub_is_dead = True
         if self._manage.waiting:
             # The request may have gone down with the connection.
             self._manage.give_up()

@@ -21,6 +21,7 @@ values        what stands there before a schema has seen it: keys, nulls, text o
 annotations   what a schema's field takes
 wording       what messages say: what was found, what is allowed, what was probably meant
 scalars       numbers, booleans and text, in quotes or not
+secrets       files that secrets are read from
 check         a section against its schema, every error at once
 yaml12        text of a file to a mapping
 source        `load`: which file is read, the variables over it, ``.env``
@@ -46,6 +47,8 @@ from threatbus.config.schema import (
     RejectedConfig,
     Seconds,
     SecondsOrZero,
+    Secret,
+    SecretSettings,
     Text,
     Verbosity,
     default_state_directory,
@@ -75,6 +78,8 @@ __all__ = [
     "RejectedConfig",
     "Seconds",
     "SecondsOrZero",
+    "Secret",
+    "SecretSettings",
     "Section",
     "Source",
     "Text",

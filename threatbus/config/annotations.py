@@ -26,6 +26,13 @@ def metas(annotation: Any) -> Sequence[msgspec.Meta]:
     return [extra for extra in extras if isinstance(extra, msgspec.Meta)]
 
 
+def is_marked(annotation: Any, mark: str) -> bool:
+    """Whether a type, or a member of a union, bears a mark of ours (`msgspec.Meta.extra`)."""
+    if any((meta.extra or {}).get(mark) for meta in metas(annotation)):
+        return True
+    return shape(annotation) == "union" and any(is_marked(m, mark) for m in members(annotation))
+
+
 def arguments(annotation: Any) -> tuple[Any, ...]:
     """What stands in the brackets of a type, or the members of a union."""
     return get_args(bare(annotation))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +13,7 @@ from threatbus.config.annotations import (
     bare,
     choices,
     fits,
+    is_marked,
     keys,
     kind,
     length_is_allowed,
@@ -20,8 +21,10 @@ from threatbus.config.annotations import (
     shape,
 )
 from threatbus.config.scalars import to_scalar
+from threatbus.config.secrets import FILE_SUFFIX, SecretFileError, files_of, is_readable_by_all
+from threatbus.config.secrets import read as read_secret
 from threatbus.config.values import EnvText, as_mapping, is_null, join, match, plain, variables_of
-from threatbus.config.wording import allowed, describe, listed, nearest
+from threatbus.config.wording import allowed, describe, is_secret, listed, nearest
 from threatbus.errors import ConfigError, InvalidConfig
 
 SchemaT = TypeVar("SchemaT", bound=msgspec.Struct)
@@ -57,10 +60,12 @@ class Checker:
 
     def section(self, value: object, schema: type[SchemaT], path: str) -> SchemaT | None:
         """The section as `schema`."""
-        given = self._known(value, keys(schema), path)
+        before = len(self.errors)
+        files = files_of(schema)
+        given = self._known(value, [*keys(schema), *files], path)
         if given is None:
             return None
-        before = len(self.errors)
+        self._read_files(given, files, path)
         settings: dict[str, object] = {}
         for each in msgspec.structs.fields(schema):
             name, where = each.encode_name, join(path, each.encode_name)
@@ -88,6 +93,30 @@ class Checker:
             else:
                 given[name] = item
         return given
+
+    def _read_files(self, given: dict[str, object], files: Mapping[str, str], path: str) -> None:
+        """Put the content of files in the place of the keys that name them."""
+        for key in [key for key in files if key in given]:
+            name, where = files[key], join(path, key)
+            file = given.pop(key)
+            if is_null(file):
+                continue
+            if name in given and not is_null(given[name]):
+                twice = f"there twice, also as {key}"
+                self.errors.append(ConfigError(join(path, name), twice, "there once"))
+                continue
+            text = self.value(file, str, where)
+            if not isinstance(text, str):
+                continue
+            try:
+                given[name] = read_secret(text)
+            except SecretFileError as error:
+                self.errors.append(ConfigError(where, str(error), "a file that holds the secret"))
+                continue
+            if is_readable_by_all(text):
+                self.warnings.append(
+                    f"{where}: every user of this machine can read the file; chmod 600 it"
+                )
 
     def _unknown(self, key: object, item: object, names: Sequence[str], path: str) -> None:
         hint = nearest(str(key), names)
@@ -160,6 +189,11 @@ class Checker:
         mapping = as_mapping(value)
         if mapping is None:
             return self.wrong(value, allowed(annotation), path)
+        if is_marked(annotation, "secret_files"):
+            files = {key: key.removesuffix(FILE_SUFFIX) for key in map(str, mapping)}
+            files = {key: name for key, name in files.items() if key != name and is_secret(name)}
+            mapping = dict(mapping)
+            self._read_files(mapping, files, path)
         key_type, item_type = arguments(annotation) or (object, object)
         return {
             self.value(key, key_type, path): self.value(item, item_type, join(path, str(key)))

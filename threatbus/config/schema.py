@@ -20,6 +20,12 @@ NonNegativeInt = Annotated[int, Meta(ge=0, description="a whole number, 0 or mor
 Ratio = Annotated[float, Meta(ge=0, le=1, description="a number between 0 and 1")]
 Text = Annotated[str, Meta(min_length=1, description="text that is not empty")]
 Host = Annotated[str, Meta(min_length=1, description="a host name or an address")]
+#: Never shown; the key with ``_file`` after it names a file that holds the value instead.
+Secret = Annotated[str, Meta(description="text", extra={"secret": True})]
+#: Settings of some library, of which those that are secret may come from files in the same way.
+SecretSettings = Annotated[
+    dict[str, Any], Meta(description="a mapping", extra={"secret_files": True})
+]
 ByteSize = Annotated[
     int,
     Meta(

@@ -18,6 +18,9 @@ from threatbus.config.wording import invalid
 PREFIX: Final = "THREATBUS"
 """What the names of variables begin with; two underscores stand between the levels."""
 
+KEY_FILE_VARIABLE: Final = "THREATBUS_KEY_FILE"
+"""What tells clients (`threatbus.client`) where their keys are; no setting of the bus."""
+
 Place = tuple[str, ...]
 """The keys on the way to a setting, as a variable names them."""
 
@@ -34,12 +37,15 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     file: Path | None = None
     """The file that was read; None: there was none."""
 
+    prefix: str = PREFIX
+    """What the names of the variables that win over the file begin with."""
+
     def __repr__(self) -> str:
         return f"Source(file={self.file!r})"  # the rest holds passwords
 
     def tree(self) -> dict[str, object]:
         """The file's content with the variables over it, each still the text that it was."""
-        return _merged(self.content, self.environ)
+        return _merged(self.content, self.environ, self.prefix)
 
     def to_dynaconf(self) -> Any:
         """The same settings as a Dynaconf object, for code that wants one."""
@@ -49,13 +55,17 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(
-    path: Path | str | None = None, *, environ: MutableMapping[str, str] | None = None
+    path: Path | str | None = None,
+    *,
+    environ: MutableMapping[str, str] | None = None,
+    prefix: str = PREFIX,
 ) -> Source:
     """Read the configuration file, the environment and ``.env`` in the current directory.
 
     Without `path`, ``config.yaml`` or ``config.yml`` in the current directory is read if there
     is one. What ``.env`` sets is added to `environ` (the process environment unless given)
-    where it is not set yet, so that libraries find it too.
+    where it is not set yet, so that libraries find it too. An app with a configuration of its own
+    has a `prefix` of its own.
 
     Raises InvalidConfig if a file cannot be read or is not what it should be.
     """
@@ -63,7 +73,7 @@ def load(
     _read_dotenv(Path(".env"), environ)
     file = _default_file() if path is None else _checked_path(Path(path))
     content = {} if file is None else _read_yaml(file)
-    return Source(content=content, environ=dict(environ), file=file)
+    return Source(content=content, environ=dict(environ), file=file, prefix=prefix)
 
 
 def _default_file() -> Path | None:
@@ -119,15 +129,17 @@ def variables(environ: Mapping[str, str], prefixes: Iterable[str]) -> list[tuple
         start = f"{prefix.upper()}_" if prefix else ""
         for variable, text in environ.items():
             place = tuple(variable.removeprefix(start).split("__"))
-            if variable.startswith(start) and all(place):
+            if variable.startswith(start) and all(place) and variable != KEY_FILE_VARIABLE:
                 found.append((place, EnvText(text, variable)))
     return sorted(found, key=lambda item: (len(item[0]), item[0]))
 
 
-def _merged(content: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, object]:
-    """A copy of the file's content, with the variables under our prefix put over it."""
+def _merged(
+    content: Mapping[str, object], environ: Mapping[str, str], prefix: str
+) -> dict[str, object]:
+    """A copy of the file's content, with the variables under the prefix put over it."""
     tree: dict[str, object] = plain(content)
-    for place, text in variables(environ, [PREFIX]):
+    for place, text in variables(environ, [prefix]):
         _put(tree, place, text)
     return tree
 

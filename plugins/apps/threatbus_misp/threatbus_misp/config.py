@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
-from threatbus.config import Host, NonNegativeInt, Port, Seconds, SecondsOrZero, Text
+from threatbus.config import (
+    Host,
+    NonNegativeInt,
+    Port,
+    Seconds,
+    SecondsOrZero,
+    Secret,
+    SecretSettings,
+    Text,
+)
 from threatbus.errors import ConfigError, InvalidConfig
 
 Days = Annotated[float, msgspec.Meta(ge=0, description="a number of days, or 0")]
@@ -22,7 +32,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     """MISP's address."""
     ssl: bool | Text = True
     """Whether its certificate is checked, or the file with the certificates to trust."""
-    key: str = ""
+    key: Secret = ""
     """The key of the user that the bus is to MISP."""
     timeout: Seconds = 30.0
     """Seconds that MISP may take for an answer."""
@@ -48,7 +58,7 @@ class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Its port."""
     username: str = ""
     """User name, if MISP asks for one (PLAIN)."""
-    password: str = ""
+    password: Secret = ""
     """Password of `username`."""
     silence: Seconds = 60.0
     """Seconds without a sign of life, one of which comes every 10 s, that count as a gap."""
@@ -61,7 +71,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Topics that MISP writes."""
     poll_interval: Seconds = 1.0
     """Seconds that one poll waits at most."""
-    config: dict[str, Any] = {}
+    config: SecretSettings = {}
     """Settings of librdkafka, passed on as they are."""
 
 
@@ -116,6 +126,9 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
                 errors.append(
                     ConfigError(f"{path}.kafka.topics", "empty", "topics that MISP writes")
                 )
+            if isinstance(each.api.ssl, str) and not Path(each.api.ssl).exists():
+                allowed = "true, false, or a file (or directory) that is there"
+                errors.append(ConfigError(f"{path}.api.ssl", repr(each.api.ssl), allowed))
             if each.zmq is None and each.kafka is None and not each.api.key:
                 errors.append(
                     ConfigError(path, "without any source", "a MISP with zmq, kafka, or an api.key")

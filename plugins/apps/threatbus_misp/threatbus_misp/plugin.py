@@ -45,7 +45,10 @@ class MispPlugin:
         services: Services,
     ) -> None:
         """Start every instance. A MISP that does not answer is waited for."""
-        from threatbus_misp.instance import Instance  # noqa: PLC0415 (imports the drivers)
+        # These import the drivers.
+        from threatbus_misp.index import IndexUnusable  # noqa: PLC0415
+        from threatbus_misp.instance import Instance  # noqa: PLC0415
+        from threatbus_misp.outbox_store import OutboxError  # noqa: PLC0415
 
         section = services.section
         settings = section if isinstance(section, MispConfig) else MispConfig()
@@ -53,7 +56,11 @@ class MispPlugin:
         self._offer_numbers(services.report)
         for name, each in settings.by_name.items():
             directory = services.state_directory / "misp" / name
-            instance = Instance(name, each, services, inq, directory)
+            try:
+                instance = Instance(name, each, services, inq, directory)
+            except (IndexUnusable, OutboxError) as error:
+                # The bus does without this plugin; a ThreatBusError would keep it from starting.
+                raise OSError(str(error)) from None
             self._instances.append(instance)
             instance.start()
             if instance.outbox is not None:

@@ -14,6 +14,7 @@ from typing import Final
 import zmq
 import zmq.utils.monitor
 
+from threatbus.logger import RateLimited
 from threatbus.observe.report import Connection
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
@@ -72,6 +73,7 @@ class ZmqSource(StoppableWorker):
         self._wakeup = Wakeup()
         self._last_heard = 0.0
         self._silent = False
+        self._log = RateLimited(logger)
         #: Whether MISP's publisher is connected.
         self.connected = False
         #: Where it is said how the connection is; the instance sets its own before the start.
@@ -101,6 +103,7 @@ class ZmqSource(StoppableWorker):
                 sub.disable_monitor()
                 monitor.close(0)
                 self.connected = False
+                self._missing.lost()
 
     def _open(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         sub = context.socket(zmq.SUB)
@@ -158,6 +161,8 @@ class ZmqSource(StoppableWorker):
             topic, _, document = frame.partition(b" ")
             if topic in TOPICS:
                 documents.append(document)
+        # As long as the socket gives that much, what it holds may have waited.
+        self._missing.behind(len(frames) == BATCH)
         if documents:
             self._take(documents)
 
@@ -175,8 +180,11 @@ class ZmqSource(StoppableWorker):
             self._missing.lost()
         elif event & _REFUSED:
             self.state.down(f"{self.address} refuses username or password")
-            logger.error(
-                "%s is refused by %s: username or password are wrong, or none is wanted",
+            self._log.log(
+                "refused",
+                logging.ERROR,
+                "%s is refused by %s: zmq.username or zmq.password is wrong, or missing, or MISP "
+                "wants none; it tries again",
                 self.name,
                 self.address,
             )

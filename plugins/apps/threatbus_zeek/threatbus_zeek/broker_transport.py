@@ -81,7 +81,13 @@ class BrokerTransport:
             options.forward = False
         else:
             options.disable_forwarding = True
-        self._endpoint = broker.Endpoint(broker.Configuration(options))
+        configuration = broker.Configuration(options)
+        tls = self._config.tls
+        if tls.ca and not self._config.disable_ssl:
+            configuration.openssl_cafile = tls.ca
+            configuration.openssl_certificate = tls.cert
+            configuration.openssl_key = tls.key
+        self._endpoint = broker.Endpoint(configuration)
         self._status = self._endpoint.make_status_subscriber(True)
         # Kept for good: when the last one goes, later ones receive nothing.
         self._subscribers = [self._endpoint.make_subscriber(topic) for topic in TOPICS]

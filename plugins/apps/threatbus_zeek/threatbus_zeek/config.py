@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from threatbus.config import Host, Port, PositiveInt, Seconds
-from threatbus.errors import ConfigError
+from threatbus.errors import ConfigError, InvalidConfig
+from threatbus.protected import check_exposure
 
 SECTION: Final = "plugins.apps.zeek"
 #: Where Zeek's WebSocket API is, on every server that has one.
 WEBSOCKET_PATH: Final = "/v1/messages/json"
 
 _is_namespace: Final = re.compile(r"[A-Za-z_]\w*(?:::[A-Za-z_]\w*)*").fullmatch
+
+
+class BrokerTlsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section ``tls``: certificates for Broker, which trusts anybody without them."""
+
+    ca: str = ""
+    """File with the certificates (PEM) that a Zeek's certificate must be signed by."""
+    cert: str = ""
+    """File with the bus's own certificate."""
+    key: str = ""
+    """File with its key."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for half of what is needed, and for files that are not there."""
+        files = {"ca": self.ca, "cert": self.cert, "key": self.key}
+        if not any(files.values()):
+            return
+        errors = [
+            ConfigError(
+                f"{SECTION}.tls.{key}", repr(file) if file else None, "a file that is there"
+            )
+            for key, file in files.items()
+            if not file or not Path(file).is_file()
+        ]
+        if errors:
+            raise InvalidConfig(errors)
 
 
 class ZeekConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,12 +53,15 @@ class ZeekConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Address at which the bus listens for Zeeks that speak Broker."""
     port: Port = 47761
     """Port of the same."""
+    allow_insecure: bool = False
+    """Whether `host` may be a public address although Zeeks are not asked for a certificate."""
     module_namespace: str = "Tenzir"
     """Module of the script that Zeek runs: what its events' names begin with."""
     broker: bool = True
     """Whether the bus listens for Broker at all."""
     disable_ssl: bool = False
     """Whether Broker goes without TLS; must be the same on both sides (Broker::disable_ssl)."""
+    tls: BrokerTlsConfig = BrokerTlsConfig()
     websockets: list[str] = []
     """WebSocket APIs of Zeeks that the bus connects to: ws:// or wss://host:port."""
     ca_file: str = ""
@@ -53,6 +84,14 @@ class ZeekConfig(msgspec.Struct, frozen=True, kw_only=True):
             checked_url(url)
         if not self.broker and not self.websockets:
             raise ConfigError(f"{SECTION}.websockets", "empty", "there, or broker true")
+        if self.broker:
+            check_exposure(
+                SECTION,
+                self.host,
+                authenticated=bool(self.tls.ca) and not self.disable_ssl,
+                allow_insecure=self.allow_insecure,
+                remedy=f"{SECTION}.tls, by which Zeeks show a certificate (docs/security.md)",
+            )
 
 
 def checked_url(url: str) -> str:
@@ -65,6 +104,11 @@ def checked_url(url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigError(f"{SECTION}.websockets", repr(url), allowed)
+        raise ConfigError(f"{SECTION}.websockets", repr(without_login(url)), allowed)
     path = parts.path if parts.path.strip("/") else WEBSOCKET_PATH
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def without_login(url: str) -> str:
+    """Give an address without the user and password that may stand in it, for messages."""
+    return re.sub(r"://[^/?#]*@", "://", url)

@@ -17,7 +17,7 @@ from threatbus.logger import RateLimited
 from threatbus.observe.report import Connection
 from threatbus.workers import Backoff
 from threatbus_zeek import wire
-from threatbus_zeek.config import SECTION, ZeekConfig, checked_url
+from threatbus_zeek.config import SECTION, ZeekConfig, checked_url, without_login
 from threatbus_zeek.events import TOPICS
 from threatbus_zeek.transport import Arrived, Garbled, Incoming, PeerAdded, PeerLost
 from threatbus_zeek.values import Event
@@ -105,7 +105,9 @@ class Reader(StoppableWorker):
     def __init__(
         self, url: str, tls: ssl.SSLContext | None, inbox: Inbox, state: Connection
     ) -> None:
-        super().__init__(name=f"reader of {url}")
+        #: The address as it may be shown.
+        self.address = without_login(url)
+        super().__init__(name=f"reader of {self.address}")
         self._url = url
         self._state = state
         self._tls = tls
@@ -132,8 +134,8 @@ class Reader(StoppableWorker):
                         type(error).__name__,
                         logging.WARNING,
                         "no connection to Zeek at %s (%s), trying again",
-                        self._url,
-                        error or type(error).__name__,
+                        self.address,
+                        _explain(error),
                     )
             self._stop_asked.wait(backoff.next())
 
@@ -193,7 +195,7 @@ class Reader(StoppableWorker):
             raise wire.BadFrame(f"it refuses: {frame.code}, {frame.context}")
         if not isinstance(frame, wire.Ack):
             raise wire.BadFrame("it does not begin with an acknowledgement")
-        logger.info("connected to Zeek %s at %s", frame.version, self._url)
+        logger.info("connected to Zeek %s at %s", frame.version, self.address)
 
     def _take(self, raw: bytes) -> None:
         try:
@@ -208,7 +210,7 @@ class Reader(StoppableWorker):
                 frame.code,
                 logging.WARNING,
                 "Zeek at %s refuses an event (%s, %s): is threatbus.zeek loaded there?",
-                self._url,
+                self.address,
                 frame.code,
                 frame.context,
             )
@@ -221,7 +223,7 @@ class WebSocketTransport:
 
     def __init__(self, url: str, config: ZeekConfig) -> None:
         self.url = checked_url(url)
-        self.name = f"zeek websocket {self.url}"
+        self.name = f"zeek websocket {without_login(self.url)}"
         self._config = config
         #: Where it is said how the connection is; the plugin sets its own before it is opened.
         self.state = Connection(self.name)
@@ -280,3 +282,13 @@ class WebSocketTransport:
             found = f"{self._config.ca_file!r}, which cannot be read ({error})"
             allowed = "a file with certificates in PEM"
             raise InvalidConfig([ConfigError(f"{SECTION}.ca_file", found, allowed)]) from None
+
+
+def _explain(error: BaseException) -> str:
+    """Say what is wrong with a connection, and which key sets whom the bus trusts."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return str(error) or type(error).__name__
+    return (
+        f"its certificate is refused: {error.verify_message}; {SECTION}.ca_file names the "
+        "certificates that are trusted"
+    )

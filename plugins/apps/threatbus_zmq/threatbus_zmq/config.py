@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final
 
 import msgspec
 
-from threatbus.config import ByteSize, Port, PositiveInt, Seconds
+from threatbus.config import ByteSize, Port, PositiveInt, Seconds, Secret
+from threatbus.errors import ConfigError
+from threatbus.keyfiles import is_key
+from threatbus.protected import check_exposure
+
+SECTION: Final = "plugins.apps.zmq"
+
+
+class CurveConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The section ``curve``: encryption, and which keys may take part. A secret key switches on."""
+
+    secret_key: Secret = ""
+    """The secret key of this bus, as `threatbus keys server` makes it."""
+    clients: str = ""
+    """Directory of the clients that may take part, a file with key and rights for each."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for half of what is needed."""
+        section = f"{SECTION}.curve"
+        if not self.secret_key:
+            if self.clients:
+                needed = "there too, or clients empty; `threatbus keys server` makes one"
+                raise ConfigError(f"{section}.secret_key", None, needed)
+            return
+        if not is_key(self.secret_key):
+            what = "40 characters, as `threatbus keys server` writes them"
+            raise ConfigError(f"{section}.secret_key", "no CURVE key", what)
+        if not Path(self.clients or "/dev/null").is_dir():
+            found = repr(self.clients) if self.clients else None
+            raise ConfigError(f"{section}.clients", found, "a directory that is there")
 
 
 class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,15 +44,32 @@ class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
     """Address to bind: an IP address, a host name, an interface, or * for all."""
+    allow_insecure: bool = False
+    """Whether `host` may be a public address although no `curve` asks for keys."""
     manage: Port = 13370
     """Port at which apps subscribe (REQ/REP)."""
     pub: Port = 13371
     """Port from which apps receive (they connect a SUB)."""
     sub: Port = 13372
     """Port to which apps publish (they connect a PUB)."""
+    curve: CurveConfig = CurveConfig()
     max_message_size: ByteSize = 10 * 1024 * 1024
     """Largest frame that is taken; the connection of whoever sends a larger one is closed."""
     grace: Seconds = 60.0
     """How long a subscriber may be away, or not have come yet, before it is forgotten."""
     max_subscribers: PositiveInt = 10_000
     """How many subscriptions there may be at once."""
+    max_subscribers_per_peer: PositiveInt = 5_000
+    """How many of them one key, or without keys one host, may have."""
+    max_requests_per_second: PositiveInt = 2_000
+    """Management requests that one key, or without keys one connection, may make."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for an endpoint that is open to the network."""
+        check_exposure(
+            SECTION,
+            self.host,
+            authenticated=bool(self.curve.secret_key),
+            allow_insecure=self.allow_insecure,
+            remedy=f"{SECTION}.curve, which asks for keys (docs/security.md)",
+        )

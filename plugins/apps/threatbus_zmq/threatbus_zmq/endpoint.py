@@ -20,14 +20,19 @@ import zmq
 from threatbus.errors import ConfigError, InvalidConfig
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
+from threatbus.logger import RateLimited
 from threatbus.observe.report import PluginReport
 from threatbus.services import Services
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
 from threatbus_zmq.config import ZmqConfig
+from threatbus_zmq.connections import Connection, hang_up, source_of
+from threatbus_zmq.gatekeeper import Gatekeeper
+from threatbus_zmq.limits import RateLimit
 from threatbus_zmq.manager import Manager
-from threatbus_zmq.mapping import FrameReader
+from threatbus_zmq.mapping import FrameReader, encode_reply
 from threatbus_zmq.monitor import Monitor
+from threatbus_zmq.peers import Peer
 from threatbus_zmq.publisher import Publisher
 from threatbus_zmq.receiver import Receiver
 
@@ -69,6 +74,7 @@ class Endpoint(StoppableWorker):
         self._config = config
         self._clock = clock
         self._rejects = services.rejects
+        self._log = RateLimited(logger)
         # Two threads of ZeroMQ, so that what comes in and what goes out need not share one.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=2)
         if ":" in config.host:
@@ -76,16 +82,28 @@ class Endpoint(StoppableWorker):
         self._wakeup = Wakeup()
         # Work for the loop from other threads: outqs that overflowed, steps of stopping.
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.publisher = Publisher(services.outq, self._wakeup, self._overflowed, clock)
+        # Asks for keys; None: anybody may take part.
+        self.gatekeeper = (
+            Gatekeeper(self._context, config.curve, clock) if config.curve.secret_key else None
+        )
+        # How often the keys had changed when subscriptions were last held against them.
+        self._changes_of_keys = 0
+        self._requests = RateLimit(config.max_requests_per_second, clock)
+        self.publisher = Publisher(
+            services.outq, self._wakeup, self._overflowed, clock, self.gatekeeper
+        )
         self.manager = Manager(
             (config.pub, config.sub),
             config.max_subscribers,
+            config.max_subscribers_per_peer,
             self.publisher,
             subscribe,
             unsubscribe,
             clock,
         )
-        self.receiver = Receiver(FrameReader(services.border), inq, services.rejects, self._wakeup)
+        self.receiver = Receiver(
+            FrameReader(services.border), inq, services.rejects, self._wakeup, self.gatekeeper
+        )
         inq.on_writable(self._wakeup)
         self._state = services.report.connection("endpoint")
         self._report_to(services.report)
@@ -130,7 +148,8 @@ class Endpoint(StoppableWorker):
         self._poller = zmq.Poller()
         self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
         monitors = [monitor.socket for monitor in self._monitors()]
-        for socket in (self._manage, self.publisher.socket, *monitors):
+        keeper = [] if self.gatekeeper is None else [self.gatekeeper.socket]
+        for socket in (self._manage, self.publisher.socket, *monitors, *keeper):
             self._poller.register(socket, zmq.POLLIN)
         self._reading = False
 
@@ -170,6 +189,8 @@ class Endpoint(StoppableWorker):
     def close(self) -> None:
         """Give everything back; after the loop has ended."""
         self._close_sockets(self._linger_ms)
+        if self.gatekeeper is not None:
+            self.gatekeeper.close()
         self._context.term()
         self._wakeup.close()
 
@@ -196,6 +217,8 @@ class Endpoint(StoppableWorker):
         if self._wakeup.fileno() in ready:
             self._wakeup.clear()
         self._serve_calls()
+        if self.gatekeeper is not None:
+            self._keep_keys(self.gatekeeper, asked=self.gatekeeper.socket in ready)
         if self._manage in ready:
             self._serve_requests()
         if self.publisher.socket in ready:
@@ -249,11 +272,46 @@ class Endpoint(StoppableWorker):
             if manage is None:
                 return
             try:
-                parts = manage.recv_multipart(zmq.NOBLOCK)
+                parts = manage.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            reply = self.manager.handle(parts[0] if len(parts) == 1 else b"")
-            manage.send(reply, zmq.NOBLOCK)
+            manage.send(self._reply_to(parts), zmq.NOBLOCK)
+
+    def _reply_to(self, parts: list[zmq.Frame]) -> bytes:
+        """Answer a request, if whoever makes it may, and has not made too many."""
+        source = source_of(parts[0])
+        client = None
+        if self.gatekeeper is not None:
+            client = self.gatekeeper.client_of(parts[0])
+            if client is None:
+                hang_up(source)
+                return encode_reply("error", reason="your key is no longer authorised")
+        peer = Peer(client, source.host if source is not None else "")
+        # Many who have no keys come from one host, such as this machine.
+        identity = peer.key or source
+        if not self._requests.take(identity):
+            self._on_flood(peer, source, cut=self._requests.is_flooding(identity))
+            limit = self._config.max_requests_per_second
+            return encode_reply(
+                "error", reason=f"more than {limit} requests a second (max_requests_per_second)"
+            )
+        return self.manager.handle(parts[0].bytes if len(parts) == 1 else b"", peer)
+
+    def _on_flood(self, peer: Peer, source: Connection | None, *, cut: bool) -> None:
+        self._log.log(
+            peer.identity, logging.WARNING, "%s makes too many management requests", peer.name
+        )
+        if cut:
+            hang_up(source)
+
+    def _keep_keys(self, gatekeeper: Gatekeeper, *, asked: bool) -> None:
+        """Look for changed keys, before anything is done on their strength; let in and out."""
+        gatekeeper.ring.refresh()
+        if asked:
+            gatekeeper.answer()
+        if gatekeeper.ring.changes != self._changes_of_keys:
+            self._changes_of_keys = gatekeeper.ring.changes
+            self.manager.end_unauthorised(gatekeeper.ring)
 
     def _serve_calls(self) -> None:
         while not self._calls.empty():
@@ -291,6 +349,8 @@ class Endpoint(StoppableWorker):
         try:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+            if self.gatekeeper is not None:
+                self.gatekeeper.guard(socket, "manage")
             monitor = Monitor(socket, self._on_cut_request)
         except zmq.ZMQError:
             socket.close(0)

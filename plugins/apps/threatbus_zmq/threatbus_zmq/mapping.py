@@ -105,6 +105,14 @@ class Heads(dict[str, bytes]):
         return f"{self._p2p}{topic.rpartition('/')[2]} ".encode()
 
 
+def written_topic(message: Message) -> str:
+    """Give the topic that its sender must be allowed to write: of an envelope, that of its body."""
+    if message.topic != SNAPSHOT_ENVELOPE:
+        return message.topic
+    view = msgspec.json.decode(message.data, type=EnvelopeView)
+    return TOPIC_OF_TYPE[MessageType(view.snapshot_type)]
+
+
 def decode_request(frame: bytes) -> Request:
     """Read one management request; raises `BadRequest`."""
     try:

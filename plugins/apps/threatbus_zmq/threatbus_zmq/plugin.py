@@ -52,6 +52,12 @@ class ZmqPlugin:
             settings.pub,
             settings.sub,
         )
+        if endpoint.gatekeeper is not None:
+            logger.info(
+                "only clients with authorised keys take part, %d are known; public key %s",
+                len(endpoint.gatekeeper.ring),
+                endpoint.gatekeeper.public_key,
+            )
 
     @threatbus.app
     def stop_intake(self) -> None:

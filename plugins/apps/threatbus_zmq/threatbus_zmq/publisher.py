@@ -22,6 +22,7 @@ from threatbus.observe.report import ReaderState
 from threatbus.queues import MessageQueue, size_of
 from threatbus_zmq import mapping
 from threatbus_zmq.connections import Connection, hang_up, source_of, stands
+from threatbus_zmq.gatekeeper import Gatekeeper, user_of
 from threatbus_zmq.pipes import PIPE_BYTES, SEND_BUFFER_BYTES, SEND_MARK, Outflow
 
 logger = logging.getLogger("threatbus.zmq.publisher")
@@ -122,9 +123,11 @@ class Window:
 class Delivery:
     """One subscriber as the publisher sees it. Belongs to the loop, but for its outq."""
 
-    def __init__(self, p2p: str, name: str, now: float) -> None:
+    def __init__(self, p2p: str, name: str, now: float, key: str | None = None) -> None:
         self.p2p = p2p
         self.name = name
+        # The public key of the client that subscribed; None where no keys are asked for.
+        self.key = key
         # Set by the publisher right after construction: the outq calls back with this object.
         self.outq: MessageQueue
         self.heads = mapping.Heads(p2p)
@@ -172,7 +175,9 @@ class Publisher:
         wake: Callable[[], None],
         overflowed: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        gatekeeper: Gatekeeper | None = None,
     ) -> None:
+        self._gatekeeper = gatekeeper
         self._make_outq = make_outq
         self._wake = wake
         self._overflowed = overflowed
@@ -209,6 +214,8 @@ class Publisher:
             socket.setsockopt(zmq.SNDBUF, SEND_BUFFER_BYTES)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_UPSTREAM_BYTES)
             _find_vanished_peers(socket)
+            if self._gatekeeper is not None:
+                self._gatekeeper.guard(socket, "pub")
             socket.bind(address)
         except zmq.ZMQError:
             socket.close(0)
@@ -235,12 +242,15 @@ class Publisher:
 
     # What the manager asks for.
 
-    def add(self, p2p: str, name: str, label: str | None = None) -> Delivery:
+    def add(
+        self, p2p: str, name: str, label: str | None = None, key: str | None = None
+    ) -> Delivery:
         """Make ready to deliver to `p2p`; what comes before its SUB waits in the outq.
 
-        `name` is what logs call it, `label` what monitoring does.
+        `name` is what logs call it, `label` what monitoring does. With a `key`, to a SUB of the
+        client that has it, and to nobody else.
         """
-        delivery = Delivery(p2p, name, self._clock())
+        delivery = Delivery(p2p, name, self._clock(), key)
         delivery.outq = self._make_outq(
             name,
             label=label,
@@ -254,6 +264,12 @@ class Publisher:
         """Deliver to `p2p` no more; its SUB, if it is there, hears nothing from now on."""
         self._deliveries.pop(p2p, None)
         self._active.pop(p2p, None)
+
+    def cut_off(self, p2p: str) -> None:
+        """Break the connections of the SUBs for `p2p`."""
+        delivery = self._deliveries.get(p2p)
+        for _, source in delivery.subscribed if delivery is not None else ():
+            hang_up(source)
 
     # What the loop calls.
 
@@ -277,6 +293,9 @@ class Publisher:
             data, source = frame.bytes, source_of(frame)
             kind, prefix = data[:1], data[1:]
             delivery = self._deliveries.get(prefix[: mapping.P2P_LENGTH].decode("latin-1"))
+            if delivery is not None and not _is_of(frame, kind, delivery):
+                logger.warning("a SUB of another client names the topic of %s", delivery.name)
+                delivery = None
             if kind == b"\x01":
                 self._on_arrival(socket, prefix, source, delivery)
             elif kind == b"\x00":
@@ -516,6 +535,17 @@ def _stall(delivery: Delivery, now: float) -> None:
             if newest is not None and source != newest:
                 logger.debug("an old connection of %s is cut off", delivery.name)
                 hang_up(source)
+
+
+def _is_of(frame: zmq.Frame, kind: bytes, delivery: Delivery) -> bool:
+    """Say whether a frame about the topic of `delivery` comes from the client that has it.
+
+    What ZeroMQ itself says, when a connection has ended, comes from nobody.
+    """
+    if delivery.key is None:
+        return True
+    user = user_of(frame)
+    return user == delivery.key or (kind == b"\x00" and not user)
 
 
 def _remove(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import zmq
 import zmq.backend
@@ -22,7 +22,10 @@ from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.rejects import RejectStore
 from threatbus.workers import StoppableWorker
-from threatbus_zmq.mapping import FrameReader
+from threatbus_zmq.connections import hang_up, source_of
+from threatbus_zmq.gatekeeper import Gatekeeper
+from threatbus_zmq.keyring import Client
+from threatbus_zmq.mapping import FrameReader, written_topic
 from threatbus_zmq.monitor import Monitor
 from threatbus_zmq.pipes import RECEIVE_MARK
 
@@ -35,6 +38,35 @@ BATCH: Final = 500
 READS: Final = 20
 #: Bytes after which a turn ends, so that it stays short with large frames, too.
 BATCH_BYTES: Final = 1024 * 1024
+
+
+class Batch(NamedTuple):
+    """Frames that were read, and the client that sent each; no clients where no keys are asked."""
+
+    frames: Sequence[bytes]
+    senders: Sequence[Client] = ()
+
+    def sender(self, number: int) -> Client | None:
+        """Give the client that sent a frame, if keys are asked for."""
+        return self.senders[number] if self.senders else None
+
+    def rest(self, start: int) -> Batch:
+        """Give what comes from `start` on."""
+        return Batch(self.frames[start:], self.senders[start:])
+
+
+def permitted(
+    messages: Sequence[Message], senders: Sequence[Client], rejects: RejectStore
+) -> list[Message]:
+    """Give the messages that their senders may write; the others are rejected."""
+    found = []
+    for message, sender in zip(messages, senders, strict=False):
+        topic = written_topic(message)
+        if sender.may_write(topic):
+            found.append(message)
+        else:
+            rejects.add(ORIGIN, f"{sender.name} may not write {topic}", message.data)
+    return found
 
 
 class SlowLane(StoppableWorker):
@@ -53,20 +85,20 @@ class SlowLane(StoppableWorker):
         self._rejects = rejects
         self._idle = idle
         # Hand-overs; None ends the worker, after those before it.
-        self._frames: queue.SimpleQueue[Sequence[bytes] | None] = queue.SimpleQueue()
+        self._frames: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         # Whether frames are under way; set by the loop, cleared by this worker when it is done.
         self.busy = False
 
-    def take(self, frames: Sequence[bytes]) -> None:
-        """Deal with `frames`, in order. Called by the loop while not `busy`."""
+    def take(self, batch: Batch) -> None:
+        """Deal with what was read, in order. Called by the loop while not `busy`."""
         self.busy = True
-        self._frames.put(frames)
+        self._frames.put(batch)
 
     def run(self) -> None:
         """Deal with one hand-over after the other."""
-        while (frames := self._frames.get()) is not None:
+        while (batch := self._frames.get()) is not None:
             try:
-                self._deal_with(frames)
+                self._deal_with(batch)
             finally:
                 self.busy = False
                 self._idle()
@@ -76,25 +108,26 @@ class SlowLane(StoppableWorker):
         super().stop()
         self._frames.put(None)
 
-    def _deal_with(self, frames: Sequence[bytes]) -> None:
-        for number, frame in enumerate(frames):
+    def _deal_with(self, batch: Batch) -> None:
+        for number, frame in enumerate(batch.frames):
             try:
-                self._deal_with_one(frame)
+                self._deal_with_one(frame, batch.sender(number))
             except Overflow as error:
-                logger.warning("%d frames not taken: %s", len(frames) - number, error)
+                logger.warning("%d frames not taken: %s", len(batch.frames) - number, error)
                 return
             # Whatever a frame sets off, those behind it are dealt with.
             except Exception as error:
                 logger.exception("a frame could not be read")
                 self._rejects.add(ORIGIN, f"internal error: {type(error).__name__}", frame)
 
-    def _deal_with_one(self, frame: bytes) -> None:
-        if recognised := self._reader.recognise([frame]):
-            self._inq.put_many(recognised)
-            return
-        messages, rejected = self._reader.read(frame)
-        for reason, data in rejected:
-            self._rejects.add(ORIGIN, reason, data)
+    def _deal_with_one(self, frame: bytes, sender: Client | None) -> None:
+        messages = self._reader.recognise([frame])
+        if not messages:
+            messages, rejected = self._reader.read(frame)
+            for reason, data in rejected:
+                self._rejects.add(ORIGIN, reason, data)
+        if sender is not None and not sender.writes_all:
+            messages = permitted(messages, [sender] * len(messages), self._rejects)
         if messages:
             # A full outq keeps this worker waiting here, and the loop from reading more.
             self._inq.put_many(messages)
@@ -104,14 +137,20 @@ class Receiver:
     """The SUB socket's side. Belongs to the endpoint's loop."""
 
     def __init__(
-        self, reader: FrameReader, inq: Intake, rejects: RejectStore, wake: Callable[[], None]
+        self,
+        reader: FrameReader,
+        inq: Intake,
+        rejects: RejectStore,
+        wake: Callable[[], None],
+        gatekeeper: Gatekeeper | None = None,
     ) -> None:
+        self._gatekeeper = gatekeeper
         self._reader = reader
         self._inq = inq
         self._rejects = rejects
         self._log = RateLimited(logger)
         self.slow_lane = SlowLane(reader, inq, rejects, wake)
-        self._recv: Callable[..., bytes] = _nothing
+        self._recv: Callable[..., Any] = _nothing
         self.socket: zmq.Socket[bytes] | None = None
         self.monitor: Monitor | None = None
         self._max_message_size = 0
@@ -127,6 +166,8 @@ class Receiver:
             # Everything: what is published to a topic that nobody has is to be seen and rejected.
             socket.setsockopt(zmq.SUBSCRIBE, b"")
             socket.setsockopt(zmq.RCVHWM, RECEIVE_MARK)
+            if self._gatekeeper is not None:
+                self._gatekeeper.guard(socket, "sub")
             monitor = Monitor(socket, self._on_cut)
         except zmq.ZMQError:
             socket.close(0)
@@ -147,13 +188,19 @@ class Receiver:
 
     def take(self) -> int:
         """Read one batch of frames and put what they hold on inq; gives the number of frames."""
-        frames = self._read()
-        messages = self._reader.recognise(frames)
+        if self._gatekeeper is None:
+            batch, count = Batch(frames := self._read()), len(frames)
+        else:
+            batch, count = self._read_from_clients(self._gatekeeper)
+        messages = self._reader.recognise(batch.frames)
+        recognised = len(messages)
+        if not all(sender.writes_all for sender in batch.senders):
+            messages = permitted(messages, batch.senders, self._rejects)
         if messages:
             self._put(messages)
-        if len(messages) < len(frames):
-            self.slow_lane.take(frames[len(messages) :])
-        return len(frames)
+        if recognised < len(batch.frames):
+            self.slow_lane.take(batch.rest(recognised))
+        return count
 
     def _read(self) -> list[bytes]:
         """Read what is there, up to about `BATCH` frames and `BATCH_BYTES`."""
@@ -173,6 +220,35 @@ class Receiver:
             if not frames:
                 raise
         return frames
+
+    def _read_from_clients(self, gatekeeper: Gatekeeper) -> tuple[Batch, int]:
+        """Read as `_read` does what clients send, and count the frames.
+
+        Who is no longer authorised, or may no longer write, is cut off at its next frame.
+        """
+        frames: list[bytes] = []
+        senders: list[Client] = []
+        count = size = 0
+        try:
+            while count < BATCH and size < BATCH_BYTES:
+                frame: zmq.Frame = self._recv(zmq.NOBLOCK, False)
+                count += 1
+                sender = gatekeeper.client_of(frame)
+                if sender is None or not sender.writes:
+                    hang_up(source_of(frame))
+                    name = "a client" if sender is None else sender.name
+                    self._rejects.add(ORIGIN, f"{name} may not write any more", frame.bytes)
+                    continue
+                data = frame.bytes
+                size += len(data)
+                frames.append(data)
+                senders.append(sender)
+        except zmq.Again:
+            pass
+        except zmq.ZMQError:
+            if not count:
+                raise
+        return Batch(frames, senders), count
 
     def close(self) -> None:
         """Close the socket. Idempotent."""

@@ -12,6 +12,7 @@ from threatbus.config import (
     Port,
     PositiveInt,
     SecondsOrZero,
+    Secret,
     Text,
 )
 
@@ -114,7 +115,7 @@ class RabbitMQConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The broker's port; 5671 is usual with TLS."""
     username: str = "guest"
     """Who this bus is to the broker."""
-    password: str = "guest"
+    password: Secret = "guest"
     """The password of `username`."""
     vhost: Text = "/"
     """The virtual host."""

@@ -42,6 +42,9 @@ STEADY_SECS: Final = 2.0
 #: Of attempts that fail one after the other, the first and every so many is logged.
 LOGGED_ATTEMPTS: Final = 10
 
+#: Where TLS is configured.
+TLS_SECTION: Final = "plugins.backbones.rabbitmq.tls"
+
 # Of an AMQP frame: its type, its channel, the size of what follows; of a header frame, after
 # class and weight: the size of the body.
 _FRAME_START: Final = struct.Struct(">BHL")
@@ -79,9 +82,8 @@ def parameters(config: RabbitMQConfig) -> pika.ConnectionParameters:
 
 
 def _tls(tls: TlsConfig, host: str) -> pika.SSLOptions:
-    section = "plugins.backbones.rabbitmq.tls"
     missing = [
-        ConfigError(f"{section}.{key}", file, "a file that is there")
+        ConfigError(f"{TLS_SECTION}.{key}", file, "a file that is there")
         for key, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key))
         if file and not Path(file).is_file()
     ]
@@ -96,7 +98,7 @@ def _tls(tls: TlsConfig, host: str) -> pika.SSLOptions:
     except (OSError, ssl.SSLError) as error:
         allowed = f"a readable PEM file ({error})"
         found = str(getattr(tls, key))
-        raise InvalidConfig([ConfigError(f"{section}.{key}", found, allowed)]) from None
+        raise InvalidConfig([ConfigError(f"{TLS_SECTION}.{key}", found, allowed)]) from None
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -415,6 +417,11 @@ def _explain(reason: object) -> str:
         return "the broker refuses access to the vhost"
     if isinstance(error, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):
         return f"{error.reply_text} ({error.reply_code})"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"certificate verify failed: {error.verify_message}; "
+            f"{TLS_SECTION}.ca names the certificates that are trusted"
+        )
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

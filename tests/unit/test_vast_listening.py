@@ -1,0 +1,106 @@
+"""What vast-threatbus makes of what a bus says, whoever that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+from helpers.documents import encode, indicator, sighting
+from helpers.waiting import eventually, finished
+from vast_threatbus.counters import Counters
+from vast_threatbus.listening import Listening
+from vast_threatbus.registry import Registry
+from vast_threatbus.retro import Backlog
+from vast_threatbus.table import LookupTable
+
+from threatbus.client import App
+from threatbus.messages import INDICATOR, SIGHTING, Message
+
+
+class Bus:
+    """Stands in for the app: gives what a test has said."""
+
+    def __init__(self) -> None:
+        self.said: list[list[Message]] = []
+
+    def receive(self, limit: int = 500, timeout: float | None = None) -> list[Message]:
+        return self.said.pop(0) if self.said else []
+
+
+class Table:
+    """Stands in for the lookup table: collects what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[set[str]] = []
+
+    def changed(self, keys: set[str]) -> None:
+        self.told.append(keys)
+
+
+class Listener:
+    def __init__(self, table: Table | None, backlog: Backlog | None) -> None:
+        self.bus = Bus()
+        self.registry = Registry(10)
+        self.counters = Counters()
+        self.thread = Listening(
+            cast("App", self.bus),
+            self.registry,
+            self.counters,
+            cast("LookupTable | None", table),
+            backlog,
+        )
+
+    def hears(self, *messages: Message) -> None:
+        self.bus.said.append(list(messages))
+        if self.thread.ident is None:
+            self.thread.start()
+        eventually(lambda: not self.bus.said)
+        self.thread.stop()
+        finished(self.thread)
+
+
+def message(document: dict[str, Any]) -> Message:
+    return Message(INDICATOR, encode(document))
+
+
+GARBAGE = [
+    Message(INDICATOR, data)
+    for data in (b"", b"no JSON", b"[]", b'{"type": "indicator"}', b"\xff\x00", b"[" * 10_000)
+]
+
+
+@pytest.fixture
+def backlog() -> Iterator[Backlog]:
+    backlog = Backlog()
+    yield backlog
+    backlog.close()
+
+
+def test_garbage_is_left_out_and_counted_and_the_rest_is_taken(backlog: Backlog) -> None:
+    table = Table()
+    listener = Listener(table, backlog)
+    known = indicator("[domain-name:value = 'a.example']")
+    others = [Message("no topic", b"{}"), Message(SIGHTING, encode(sighting()))]
+    listener.hears(*GARBAGE, *others, message(known))
+    assert table.told == [{"a.example"}]
+    assert backlog.take() == [known["id"]]
+    assert listener.counters["indicators_left_out"] == len(GARBAGE) + 1
+    assert listener.thread.failures == 0
+
+
+def test_only_what_is_new_is_looked_for_in_what_is_stored(backlog: Backlog) -> None:
+    listener = Listener(Table(), backlog)
+    known, gone = indicator(), indicator()
+    listener.hears(
+        message(known), message(gone), message({**gone, "revoked": True}), message(known)
+    )
+    # Whether what is gone by now is still current is asked when its turn comes.
+    assert backlog.take() == [known["id"], gone["id"]]
+    assert list(listener.registry.known([known["id"], gone["id"]])) == [known["id"]]
+
+
+def test_a_kind_of_matching_that_is_off_hears_nothing() -> None:
+    listener = Listener(None, None)
+    listener.hears(message(indicator()))
+    assert len(listener.registry) == 1
