@@ -22,7 +22,7 @@ from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.rejects import RejectStore
 from threatbus.workers import StoppableWorker
-from threatbus_zmq.connections import hang_up, source_of
+from threatbus_zmq.connections import hang_up, port_of, source_of
 from threatbus_zmq.gatekeeper import Gatekeeper
 from threatbus_zmq.keyring import Client
 from threatbus_zmq.mapping import FrameReader, written_topic
@@ -55,6 +55,11 @@ class Batch(NamedTuple):
         return Batch(self.frames[start:], self.senders[start:])
 
 
+def origin_of(sender: Client | None) -> str:
+    """Give what the reject store says of where a frame came from."""
+    return ORIGIN if sender is None else f"{ORIGIN} from {sender.name}"
+
+
 def permitted(
     messages: Sequence[Message], senders: Sequence[Client], rejects: RejectStore
 ) -> list[Message]:
@@ -65,7 +70,7 @@ def permitted(
         if sender.may_write(topic):
             found.append(message)
         else:
-            rejects.add(ORIGIN, f"{sender.name} may not write {topic}", message.data)
+            rejects.add(origin_of(sender), f"it may not write {topic}", message.data)
     return found
 
 
@@ -118,14 +123,15 @@ class SlowLane(StoppableWorker):
             # Whatever a frame sets off, those behind it are dealt with.
             except Exception as error:
                 logger.exception("a frame could not be read")
-                self._rejects.add(ORIGIN, f"internal error: {type(error).__name__}", frame)
+                origin = origin_of(batch.sender(number))
+                self._rejects.add(origin, f"internal error: {type(error).__name__}", frame)
 
     def _deal_with_one(self, frame: bytes, sender: Client | None) -> None:
         messages = self._reader.recognise([frame])
         if not messages:
             messages, rejected = self._reader.read(frame)
             for reason, data in rejected:
-                self._rejects.add(ORIGIN, reason, data)
+                self._rejects.add(origin_of(sender), reason, data)
         if sender is not None and not sender.writes_all:
             messages = permitted(messages, [sender] * len(messages), self._rejects)
         if messages:
@@ -152,6 +158,8 @@ class Receiver:
         self.slow_lane = SlowLane(reader, inq, rejects, wake)
         self._recv: Callable[..., Any] = _nothing
         self.socket: zmq.Socket[bytes] | None = None
+        # The port that it is bound to.
+        self._door = 0
         self.monitor: Monitor | None = None
         self._max_message_size = 0
 
@@ -178,6 +186,7 @@ class Receiver:
         except zmq.ZMQError:
             self.close()
             raise
+        self._door = port_of(socket)
         self._recv = zmq.backend.Socket.recv.__get__(socket)
         return socket
 
@@ -235,9 +244,9 @@ class Receiver:
                 count += 1
                 sender = gatekeeper.client_of(frame)
                 if sender is None or not sender.writes:
-                    hang_up(source_of(frame))
-                    name = "a client" if sender is None else sender.name
-                    self._rejects.add(ORIGIN, f"{name} may not write any more", frame.bytes)
+                    hang_up(source_of(frame, self._door))
+                    reason = "its key may not write any more"
+                    self._rejects.add(origin_of(sender), reason, frame.bytes)
                     continue
                 data = frame.bytes
                 size += len(data)
