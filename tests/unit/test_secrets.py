@@ -160,6 +160,7 @@ def test_every_secret_that_a_name_gives_away_is_marked_as_one() -> None:
     assert {
         "plugins.apps.misp.api.key",
         "plugins.apps.misp.zmq.password",
+        "plugins.apps.web.token",
         "plugins.apps.zmq.curve.secret_key",
         "plugins.backbones.rabbitmq.password",
     } <= set(every_secret())
