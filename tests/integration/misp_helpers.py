@@ -67,10 +67,18 @@ def encoded(document: Any) -> bytes:
 class ZmqStream:
     """MISP's ZeroMQ publisher."""
 
-    def __init__(self, port: int = 0) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    def __init__(
+        self,
+        port: int = 0,
+        *,
+        plain: bool = False,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        self._context = context or zmq.Context()
         # An XPUB is a PUB that tells when somebody listens.
         self._pub = self._context.socket(zmq.XPUB)
+        if plain:
+            self._pub.setsockopt(zmq.PLAIN_SERVER, 1)
         # Also of one that comes before another has gone.
         self._pub.setsockopt(zmq.XPUB_VERBOSER, 1)
         self._pub.setsockopt(zmq.SNDHWM, 0)
@@ -122,6 +130,9 @@ class KafkaStream:
                     "bootstrap.servers": self.servers,
                     "auto.offset.reset": "earliest",
                     "group.protocol": "consumer",
+                    # A mock has nobody to spare.
+                    "fetch.wait.max.ms": 10,
+                    "fetch.error.backoff.ms": 10,
                 },
             }
         }

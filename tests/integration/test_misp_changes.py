@@ -125,6 +125,7 @@ def test_an_attribute_without_to_ids_is_not_published(misp: Stream, start: Start
 def test_a_soft_deletion_withdraws_even_if_its_payload_is_blanked(
     misp: Stream, start: Start, blanked: bool
 ) -> None:
+    """D1: a soft deletion, MISP's default, left the indicator on every sensor."""
     bus = start(misp)
     misp.send("misp_json_attribute", captured("attribute_add"))
     deletion = captured("attribute_soft_delete")
@@ -136,6 +137,7 @@ def test_a_soft_deletion_withdraws_even_if_its_payload_is_blanked(
 
 
 def test_a_hard_deletion_that_names_no_event_withdraws(misp: Stream, start: Start) -> None:
+    """D2: a hard deletion was dropped, or published as an addition."""
     bus = start(misp)
     misp.send("misp_json_attribute", captured("attribute_add"))
     deletion = captured("attribute_hard_delete")
@@ -316,10 +318,13 @@ def test_as_many_false_positives_as_the_limit_says_withdraw(misp: Stream, start:
 
 
 def test_changes_wait_for_the_publication_of_their_event_if_only_published_ones_are_wanted(
-    misp: Stream, start: Start
+    misp: Stream, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """D10: drafts were distributed."""
     bus = start(misp, published_only=True)
     misp.send("misp_json_attribute", captured("attribute_add"))
+    held = f"attribute {ATTRIBUTE} has changed; the bus hears of it when MISP publishes the event"
+    eventually(lambda: held in caplog.text)
     event = captured("event_publish")
     # As MISP sends it: read before it was saved.
     assert event["Event"]["published"] is False
@@ -330,6 +335,42 @@ def test_changes_wait_for_the_publication_of_their_event_if_only_published_ones_
     event["Event"]["Attribute"] = []
     misp.send("misp_json", event)
     assert all(found["revoked"] for found in bus.receive(count))
+
+
+def test_an_indicator_is_valid_for_as_long_as_its_type_is_configured_to_be(
+    zmq_misp: ZmqStream, start: Start
+) -> None:
+    bus = start(zmq_misp, valid_for={"ip-dst": 30, "default": 1})
+    zmq_misp.send("misp_json_attribute", captured("attribute_add"))
+    zmq_misp.send("misp_json_attribute", attribute_message(type="domain", value="a.example"))
+    first, second = bus.receive(2)
+    assert first["valid_until"] == "2026-12-24T02:16:53.000Z"
+    assert second["valid_until"] == "2026-11-25T02:16:53.000Z"
+
+
+def test_a_misp_that_sends_nothing_but_published_events_is_enough(
+    zmq_misp: ZmqStream, start: Start
+) -> None:
+    bus = start(zmq_misp)
+    event = captured("event_publish")
+    (member,) = [each for each in event["Event"]["Attribute"] if each["to_ids"]]
+    zmq_misp.send("misp_json", event)
+    member |= {"value": "192.0.2.1", "timestamp": "1795487000"}
+    zmq_misp.send("misp_json", event)
+    member["to_ids"] = False
+    zmq_misp.send("misp_json", event)
+    member |= {"to_ids": True, "timestamp": "1795488000"}
+    zmq_misp.send("misp_json", event)
+    event["Event"]["Attribute"] = []
+    zmq_misp.send("misp_json", event)
+    new = "[ipv4-addr:value = '192.0.2.1']"
+    assert shown(bus.receive(5)) == [
+        (IP, False),
+        (new, False),
+        (new, True),
+        (new, False),
+        (new, True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -363,6 +404,7 @@ def test_filters_let_pass_what_they_say(
 def test_where_tags_are_filtered_the_events_tags_are_asked_for_first(
     zmq_misp: ZmqStream, start: Start
 ) -> None:
+    """D11: the tags of an event, where TLP usually sits, were invisible to the filter."""
     with MispServer() as server:
         event = server.misp.add_event("capture event one", tags=["tlp:red"], event_uuid=EVENT)
         server.misp.add_attribute(event, "ip-dst", "198.51.100.7", attribute_uuid=ATTRIBUTE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from helpers.buses import Buses, OpenApp
 from helpers.waiting import SOON, eventually
+from threatbus_misp import answers, healing
 
 from integration.misp_helpers import MispBus, ZmqStream, attribute_message, captured, shown
 from integration.misp_server import Misp, MispServer
@@ -72,10 +74,12 @@ def ip(last: int) -> str:
 
 
 def test_the_first_start_publishes_no_history_unless_told_to(
-    start: Start, server: MispServer
+    start: Start, server: MispServer, clock: Clock
 ) -> None:
+    clock.ahead = -60
     event = server.misp.add_event("old")
     server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
+    clock.ahead = 0
     bus = start()
     bus.healed()
     assert bus.outq.empty()
@@ -182,6 +186,28 @@ def test_what_is_old_stays_off_the_bus_when_something_else_in_its_event_changes(
     assert bus.outq.empty()
 
 
+def test_a_misp_that_takes_its_time_blocks_no_message(
+    start: Start, server: MispServer, stream: ZmqStream
+) -> None:
+    with server.fault("/", delay=60) as fault:
+        bus = start(**stream.section)
+        eventually(lambda: fault.seen, what="MISP is asked")
+        stream.send("misp_json_attribute", captured("attribute_add"))
+        assert shown(bus.receive()) == [("[ipv4-addr:value = '198.51.100.7']", False)]
+        assert not bus.instance.missing.nothing
+
+
+def test_what_is_on_a_warninglist_is_left_out_where_rest_is_asked_if_that_is_wanted(
+    start: Start, server: MispServer
+) -> None:
+    event = server.misp.add_event("one")
+    for number in (1, 2):
+        server.misp.add_attribute(event, "ip-dst", f"192.0.2.{number}")
+    server.misp.warninglist.add("192.0.2.1")
+    bus = start(backfill=1, warninglists=True)
+    assert shown(bus.receive()) == [(ip(2), False)]
+
+
 def test_a_misp_that_is_away_is_tried_again_and_blocks_no_message(
     start: Start, server: MispServer, stream: ZmqStream, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,8 +234,12 @@ def test_a_key_that_misp_refuses_is_said_so_and_not_shown(
     assert "x" * 40 not in str(bus.bus.view.status())
 
 
-def test_a_comparison_of_everything_finds_what_got_lost(
-    start: Start, server: MispServer, clock: Clock
+def test_a_comparison_of_everything_finds_what_got_lost_and_says_how_far_it_is(
+    start: Start,
+    server: MispServer,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock.ahead = -7200
     misp = server.misp
@@ -221,9 +251,14 @@ def test_a_comparison_of_everything_finds_what_got_lost(
     bus.healed()
     # Nothing tells of this: as if it had never been said.
     del misp.attributes[gone.id]
-    bus.instance.reconciler.put_note("compared at", "1")
+    # As many looks at the index, and lines in the log, as there would be for very many.
+    monkeypatch.setattr(answers, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(healing, "PROGRESS_SECS", 0)
+    bus.instance.healer._answers.put_note("compared at", "1")
     bus.instance.missing.wake()
     assert shown(bus.receive()) == [(ip(1), True)]
+    eventually(lambda: re.search("comparison: 1 attributes, 1 events in doubt, in", caplog.text))
+    assert "a full comparison so far: 1 attributes" in caplog.text
 
 
 def test_silence_is_a_gap(
@@ -252,7 +287,7 @@ def test_what_a_killed_bus_may_not_have_passed_on_is_published_as_it_was_by_the_
     bus = start(with_api=False, **stream.section)
     reconciler = bus.instance.reconciler
     # A kill between two steps: what comes after it does not happen.
-    monkeypatch.setattr(reconciler, "settle", lambda **_: None)
+    monkeypatch.setattr(reconciler.handover, "settle", lambda **_: None)
     if not handed_over:
         monkeypatch.setattr(bus.instance, "put", lambda messages: None)
     stream.send("misp_json_attribute", captured("attribute_add"))
@@ -302,6 +337,7 @@ def snapshot_of(bus: MispBus, app: OpenApp, topic: str, days: float) -> Any:
 def test_a_snapshot_of_indicators_goes_by_when_they_were_edited(
     start: Start, server: MispServer, open_app: OpenApp, clock: Clock
 ) -> None:
+    """D9: a snapshot went by the date of the event, and all of it was in memory at once."""
     misp = server.misp
     clock.ahead = -40 * 86_400
     old = misp.add_event("an old event", date="2019-01-01")
@@ -340,6 +376,7 @@ def test_a_snapshot_of_sightings_gives_those_of_the_time(
 def test_a_sighting_on_the_bus_is_reported_once_and_does_not_come_back(
     start: Start, server: MispServer, stream: ZmqStream, open_app: OpenApp
 ) -> None:
+    """D7: a sighting had the wrong time, no count, no source, and the UUID in the wrong field."""
     event = server.misp.add_event("one")
     attribute = server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
     bus = start(backfill=1, **stream.section)
@@ -374,6 +411,30 @@ def sighting_message(indicator: str, **more: Any) -> Any:
     )
 
 
+def test_a_sighting_of_no_known_attribute_marks_its_value_if_that_is_wanted(
+    start: Start, server: MispServer, open_app: OpenApp
+) -> None:
+    event = server.misp.add_event("one")
+    both = [server.misp.add_attribute(event, kind, "192.0.2.1") for kind in ("ip-dst", "ip-src")]
+    bus = start(sightings={"by_value": True})
+    bus.healed()
+    indicator = "indicator--33333333-3333-4333-8333-333333333333"
+    open_app.inq.put_many([sighting_message(indicator, x_threatbus_indicator_value="192.0.2.1")])
+    eventually(lambda: all(len(server.misp.sightings_of(each)) == 1 for each in both))
+
+
+def test_a_false_positive_on_the_bus_is_one_in_misp(
+    start: Start, server: MispServer, open_app: OpenApp
+) -> None:
+    event = server.misp.add_event("one")
+    attribute = server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
+    bus = start(backfill=1)
+    (found,) = bus.receive()
+    kind = {"x_threatbus_misp_sighting_type": "false-positive"}
+    open_app.inq.put_many([sighting_message(found["id"], **kind)])
+    eventually(lambda: [each.type for each in server.misp.sightings_of(attribute)] == ["1"])
+
+
 def test_sightings_of_others_indicators_are_not_reported(
     start: Start, server: MispServer, open_app: OpenApp
 ) -> None:
@@ -382,7 +443,7 @@ def test_sightings_of_others_indicators_are_not_reported(
     open_app.inq.put_many([sighting_message("indicator--33333333-3333-4333-8333-333333333333")])
     bus.receive()
     assert bus.instance.outbox.counts.waiting == 0
-    assert not any(path.startswith("/sightings") for path in server.paths())
+    assert not any(path.startswith("/sightings/add") for path in server.paths())
 
 
 def test_two_misps_side_by_side_each_have_their_own(
@@ -397,7 +458,14 @@ def test_two_misps_side_by_side_each_have_their_own(
             event = each.misp.add_event(f"of {number}")
             each.misp.add_attribute(event, "ip-dst", f"192.0.2.{number}")
         bus = MispBus(start_bus, open_app, {"instances": sections})
-        assert by_pattern(bus.receive(2)) == {ip(1): False, ip(2): False}
+        found = bus.receive(2)
+        assert by_pattern(found) == {ip(1): False, ip(2): False}
+        assert {each["x_threatbus_source"] for each in found} == {"one", "two"}
+        mine = next(each for each in found if each["x_threatbus_source"] == "two")
+        open_app.inq.put_many([sighting_message(mine["id"])])
+        # The other one knows no such attribute.
+        eventually(lambda: len(second.misp.sightings) == 1)
+        assert not any(path.startswith("/sightings/add") for path in server.paths())
 
 
 # Load.
@@ -410,7 +478,7 @@ def test_fifty_thousand_attributes_arrive_complete(start: Start, stream: ZmqStre
     for number in range(50_000):
         uuid = f"{number:08x}-0000-4000-8000-000000000000"
         stream.send("misp_json_attribute", template.replace(known, uuid).encode())
-    eventually(lambda: bus.outq.qsize() == 50_000, 3 * SOON, "all are there")
+    eventually(lambda: bus.outq.qsize() == 50_000, 6 * SOON, "all are there")
 
 
 # Stop.
@@ -430,3 +498,68 @@ def test_the_bus_stops_quickly_while_a_source_waits_for_room(
     assert time.monotonic() - began < 2 * SOON / 10
     again = start(with_api=False, **stream.section)
     assert shown(again.receive()) == [("[ipv4-addr:value = '198.51.100.7']", False)]
+
+
+@pytest.mark.parametrize("where", ["/events/restSearch", "/attributes/restSearch"])
+def test_the_bus_stops_quickly_while_misp_takes_its_time_with_what_is_missing(
+    start: Start, server: MispServer, where: str
+) -> None:
+    event = server.misp.add_event("one")
+    server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
+    told: list[dict[str, Any]] = []
+    with server.fault(where, delay=60) as fault:
+        bus = start(backfill=1)
+        eventually(lambda: fault.seen == 1, what="MISP is asked")
+        if where == "/events/restSearch":
+            # The history has come by then.
+            told = bus.receive()
+        began = time.monotonic()
+        bus.bus.stop()
+        assert time.monotonic() - began < SOON / 5
+    again = start(backfill=1)
+    again.healed()
+    told = told or again.receive()
+    assert shown(told) == [(ip(1), False)]
+    assert again.outq.empty()
+
+
+@pytest.mark.parametrize("where", ["in MISP", "in the bus"])
+def test_the_bus_stops_quickly_while_a_snapshot_is_on_its_way(
+    start: Start, server: MispServer, open_app: OpenApp, where: str
+) -> None:
+    event = server.misp.add_event("one")
+    server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
+    bus = start()
+    bus.healed()
+    path = "/attributes/restSearch"
+    with server.fault(path, delay=60 if where == "in MISP" else 0, times=None) as fault:
+        snapshot_of(bus, open_app, "stix2/indicator", 1)
+        eventually(lambda: fault.seen, what="the snapshot is asked for")
+        if where == "in the bus":
+            bus.bus.intake.gate.shut("a backbone that is away")
+            snapshot_of(bus, open_app, "stix2/indicator", 1)
+        began = time.monotonic()
+        bus.bus.stop()
+        assert time.monotonic() - began < SOON / 5
+
+
+def test_a_pull_that_was_not_asked_for_before_a_kill_is_asked_for_by_the_next(
+    start: Start, server: MispServer, stream: ZmqStream, clock: Clock
+) -> None:
+    bus = start(**stream.section)
+    bus.healed()
+    # What comes from elsewhere is as old as it is there.
+    clock.ahead = -40 * 86_400
+    event = server.misp.add_event("pulled")
+    server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
+    clock.ahead = 0
+    server.down()
+    pulled = {"Event": str(event.id), "Server": "2", "action": "add_from_connected_server"}
+    stream.send("misp_json_event", pulled)
+    eventually(bus.instance.index.missing)
+    bus.bus.stop()
+    server.up()
+    bus = start(**stream.section)
+    assert shown(bus.receive()) == [(ip(1), False)]
+    bus.healed()
+    assert bus.instance.index.missing() == []

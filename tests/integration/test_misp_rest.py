@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 from helpers.waiting import SCALE, eventually, finished, in_threads
-from threatbus_misp.outbox import Outbox, OutgoingSighting
-from threatbus_misp.rest import (
-    AttributeFilter,
-    MispApi,
+from threatbus_misp.outbox import Outbox
+from threatbus_misp.outbox_store import OutgoingSighting
+from threatbus_misp.rest import AttributeFilter, MispApi
+from threatbus_misp.rest_errors import (
     MispDenied,
     MispError,
     MispInterrupted,
@@ -860,6 +860,7 @@ def test_sightings_outlast_an_outage(
 def test_a_refused_sighting_is_named_in_the_log(
     server: MispServer, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """D8: errors that PyMISP gives as answers were logged as success."""
     outbox.put(OutgoingSighting(NO_UUID, START))
     emptied(outbox)
     assert NO_UUID in caplog.text
@@ -882,7 +883,8 @@ def test_an_expired_key_keeps_the_sightings(
 SENDER = """
 import sys
 from pathlib import Path
-from threatbus_misp.outbox import Outbox, OutgoingSighting
+from threatbus_misp.outbox import Outbox
+from threatbus_misp.outbox_store import OutgoingSighting
 from threatbus_misp.rest import MispApi
 url, key, directory, attribute, first, count = sys.argv[1:]
 box = Outbox(Path(directory), MispApi(url, key), settle=0.2)

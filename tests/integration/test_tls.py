@@ -19,7 +19,8 @@ from helpers.buses import Buses, OpenApp
 from helpers.certificates import HOST, Certificates
 from helpers.waiting import eventually
 from helpers.zeeks import OurScript
-from threatbus_misp.rest import MispApi, MispUnreachable
+from threatbus_misp.rest import MispApi
+from threatbus_misp.rest_errors import MispUnreachable
 
 from integration.misp_server import MispServer
 from integration.zeek_helpers import Zeeks

@@ -237,8 +237,23 @@ def test_there_is_an_example_of_every_type() -> None:
     assert len(MISP_TYPES - OURS_ALONE) == 78
 
 
+@pytest.mark.parametrize("misp_type", ["ip-src", "ip-dst"])
+def test_an_address_is_of_the_kind_that_it_is(misp_type: str) -> None:
+    """D3: IPv6 addresses became `ipv4-addr`."""
+    for value, kind in (
+        ("2001:db8::1", "ipv6-addr"),
+        ("2001:db8::/32", "ipv6-addr"),
+        ("192.0.2.1", "ipv4-addr"),
+        ("192.0.2.0/24", "ipv4-addr"),
+    ):
+        pattern = pattern_of(misp_type, value)
+        assert pattern is not None
+        assert pattern.text == f"[{kind}:value = '{value}']"
+
+
 @pytest.mark.parametrize("misp_type", sorted(EXAMPLES))
 def test_each_type_becomes_its_pattern_and_takes_the_fast_path(misp_type: str) -> None:
+    """D4: no hash, no file name, no composite, no rule had a mapping."""
     value, expected = EXAMPLES[misp_type]
     assert pattern_of(misp_type, value) == Pattern(expected, RULES.get(misp_type, "stix"))
     must_hold(misp_type, value)

@@ -85,7 +85,10 @@ def test_what_misp_announces_becomes_a_sighting() -> None:
         "x_threatbus_source": "MISP one",
         "x_threatbus_misp_sighting_type": TRUE_POSITIVE,
         "x_threatbus_indicator_value": "198.51.100.8",
-        "x_threatbus_sighting_context": {"misp_source": "threatbus"},
+        "x_threatbus_sighting_context": {
+            "misp_sighting": SIGHTING_UUID,
+            "misp_source": "threatbus",
+        },
     }
 
 
@@ -106,6 +109,7 @@ def test_an_attribute_that_misp_does_not_name_is_named_by_the_caller() -> None:
     assert found["sighting_of_ref"] == f"indicator--{UUID}"
     assert found["x_threatbus_indicator_value"] == "x"
     assert found["x_threatbus_sighting_context"] == {
+        "misp_sighting": SIGHTING_UUID,
         "misp_source": "zeek",
         "misp_organisation": "ORGNAME",
     }
@@ -188,6 +192,14 @@ def test_a_false_positive_goes_back_as_one() -> None:
     request = request_of(published(**{X_SIGHTING_TYPE: FALSE_POSITIVE}))
     assert request is not None
     assert request.body_by_uuid()["type"] == "1"
+    assert not request.from_misp
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_what_a_misp_has_told_is_known_on_its_way_back(kind: int) -> None:
+    request = request_of(sighting_of(announced(type=kind)) or b"")
+    assert request is not None
+    assert request.from_misp
 
 
 @pytest.mark.parametrize("as_text", [True, False])

@@ -102,6 +102,22 @@ def read(
     `source` comes from `load`, or is a Dynaconf object that someone else built, or a mapping.
     Raises InvalidConfig with every error at once.
     """
+    checked, errors = survey(source, installed_apps, installed_backbones)
+    if errors or checked is None:
+        raise InvalidConfig(errors)
+    return checked
+
+
+def survey(
+    source: Any,
+    installed_apps: Mapping[str, PluginInfo],
+    installed_backbones: Mapping[str, PluginInfo],
+) -> tuple[Checked | None, Sequence[ConfigError]]:
+    """Give what is right in a configuration beside all that is wrong, for whoever looks into it.
+
+    Plugins with a wrong section are left out of what is right; None if the core's own settings are
+    wrong.
+    """
     tree = _tree(source)
     checker = Checker()
     core = checker.section(tree, CoreConfig, "")
@@ -123,16 +139,32 @@ def read(
         checker.errors.append(_no_backbone(source))
     if _group_in(tree, "apps") == {}:
         checker.warnings.append("plugins.apps: no app plugin is configured, nobody can take part")
-    if checker.errors or core is None:
-        raise InvalidConfig(checker.errors)
-    return Checked(
+    if core is None:
+        return None, checker.errors
+    right = {
+        group: _without_wrong(found, group, checker.errors) for group, found in structs.items()
+    }
+    checked = Checked(
         core=core,
-        apps=structs["apps"],
-        backbones=structs["backbones"],
-        plain_apps=_for_run(written["apps"], structs["apps"]),
-        plain_backbones=_for_run(written["backbones"], structs["backbones"]),
+        apps=right["apps"],
+        backbones=right["backbones"],
+        plain_apps=_for_run(written["apps"], right["apps"]),
+        plain_backbones=_for_run(written["backbones"], right["backbones"]),
         warnings=tuple(summed_up(checker.warnings)),
     )
+    return checked, checker.errors
+
+
+def _without_wrong(
+    structs: Mapping[str, msgspec.Struct | None], group: str, errors: Sequence[ConfigError]
+) -> dict[str, msgspec.Struct | None]:
+    """The sections of a group that no error is about."""
+    keys = [f"{error.key}." for error in errors]
+    return {
+        name: struct
+        for name, struct in structs.items()
+        if not any(key.startswith(f"plugins.{group}.{name}.") for key in keys)
+    }
 
 
 def read_core(source: Any) -> CoreConfig:

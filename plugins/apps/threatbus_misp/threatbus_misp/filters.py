@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from threatbus_misp.config import FilterConfig, InstanceConfig
+from threatbus_misp.mapping.model import Attribute
 
+if TYPE_CHECKING:
+    from threatbus_misp.contexts import Context
 
-class Context(msgspec.Struct, frozen=True):
-    """What is remembered of an event beyond what its attributes' messages say."""
-
-    uuid: str
-    id: str = ""
-    info: str = ""
-    threat_level: int = 4
-    #: Id, UUID and name of the organisation that created it, as far as known.
-    org: tuple[str, str, str] = ("", "", "")
-    #: Its tags (name, exportable); None: nobody has asked yet.
-    tags: tuple[tuple[str, bool], ...] | None = None
-    #: Whether MISP has deleted it: over Kafka messages of its attributes may come later than that.
-    deleted: bool = False
-    #: Whether REST has shown it: messages tell of events that the API's user may not see, and of
-    #: such a one REST says that it is not there.
-    visible: bool = False
+#: The lowest level of MISP's: "undefined".
+_ANY_LEVEL = 4
 
 
 class Filters:
@@ -40,16 +28,24 @@ class Filters:
         self._threat_level = config.threat_level
         #: Whether the event's tags have to be known.
         self.needs_tags = bool(self._excluded) or any(each.tags for each in self._filters)
+        # Whether there is nothing to look at.
+        self._open = not self._filters and not self._excluded and config.threat_level == _ANY_LEVEL
 
-    def let_pass(self, kind: str, tags: Iterable[str], event: Context | None) -> bool:
-        """Say whether an attribute of type `kind` with these tags (the event's included) passes."""
-        names = _folded(tags)
-        if not names.isdisjoint(self._excluded):
+    def let_pass(self, attribute: Attribute, event: Context | None) -> bool:
+        """Say whether an attribute of this event passes; its tags and the event's count."""
+        if self._open:
+            return True
+        names = [tag.name for tag in attribute.tags or ()]
+        if event is not None:
+            names += [name for name, _ in event.tags or ()]
+        tags = _folded(names)
+        if not tags.isdisjoint(self._excluded):
             return False
-        # 4 is "undefined", so it is below every other level.
         if event is not None and event.threat_level > self._threat_level:
             return False
-        return not self._filters or any(each.matches(kind, names, event) for each in self._filters)
+        return not self._filters or any(
+            each.matches(attribute.type, tags, event) for each in self._filters
+        )
 
 
 class _Filter:

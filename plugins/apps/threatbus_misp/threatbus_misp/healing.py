@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 from threatbus.errors import Rejected
 from threatbus.workers import Backoff, StoppableWorker
+from threatbus_misp.answers import Answers
 from threatbus_misp.config import InstanceConfig
+from threatbus_misp.handover import Handover
+from threatbus_misp.index import IndexUnusable
 from threatbus_misp.mapping import model
 from threatbus_misp.missing import Missing
-from threatbus_misp.reconciler import Reconciler
-from threatbus_misp.rest import (
-    AttributeFilter,
-    MispApi,
-    MispInterrupted,
-    MispRefusal,
-    MispUnreachable,
-)
+from threatbus_misp.rest import AttributeFilter, MispApi
+from threatbus_misp.rest_errors import MispDenied, MispInterrupted, MispRefusal, MispUnreachable
 
 logger = logging.getLogger("threatbus.misp.healing")
+
+T = TypeVar("T")
 
 #: Seconds before the noted moment from which changes are asked for again: clocks differ, and MISP
 #: takes a while from a timestamp to its message. What is known already changes nothing.
@@ -34,6 +33,8 @@ OVERLAP_SECS: Final = 300
 #: Seconds between two notes that everything is known.
 NOTE_SECS: Final = 10.0
 RETRY_CAP_SECS: Final = 30.0
+#: Times that MISP may fail with one event, before the bus goes on without it.
+MAX_STRIKES: Final = 3
 #: Events whose existence one request asks for.
 EVENTS_PER_REQUEST: Final = 200
 #: Seconds between two lines on progress.
@@ -58,7 +59,8 @@ class Healer(StoppableWorker):
         name: str,
         config: InstanceConfig,
         api: MispApi | None,
-        reconciler: Reconciler,
+        handover: Handover,
+        answers: Answers,
         missing: Missing,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -66,10 +68,15 @@ class Healer(StoppableWorker):
         self._instance = name
         self._config = config
         self._api = api
-        self._reconciler = reconciler
+        self._handover = handover
+        self._answers = answers
         self._missing = missing
         self._now = now
         self._backoff = Backoff(0.5, RETRY_CAP_SECS)
+        # Whether the events that the last run was still to ask for are known.
+        self._remembered = False
+        # How often in a row MISP has failed with an event.
+        self._strikes: dict[str, int] = {}
 
     def stop(self) -> None:
         """Ask the worker to end and wake it."""
@@ -78,12 +85,12 @@ class Healer(StoppableWorker):
 
     def run(self) -> None:
         """Ask for what is missing until stopped."""
-        self._reconciler.recover()
-        self._reconciler.horizon = int(self._reconciler.note(HORIZON) or 0)
         while self._running():
             try:
+                self._handover.recover()
+                self._remember()
                 self._missing.wait(self._until_due())
-                self._reconciler.settle()
+                self._handover.settle()
                 self._do_next()
                 self._backoff.reset()
             except MispInterrupted:
@@ -93,9 +100,41 @@ class Healer(StoppableWorker):
                 logger.warning("%s: %s; tried again in %.0f s", self._instance, error, delay)
                 self._stop_asked.wait(delay)
             except MispRefusal as error:
-                delay = RETRY_CAP_SECS
-                logger.error("%s: %s; tried again in %.0f s", self._instance, error, delay)  # noqa: TRY400
-                self._stop_asked.wait(delay)
+                # There is something for the operator to put right.
+                self._wait_after(error, RETRY_CAP_SECS)
+            except IndexUnusable as error:
+                self._missing.gap("the index could not be used")
+                self._wait_after(error, self._backoff.next())
+
+    def _remember(self) -> None:
+        """Take up what the last run, or the index that was lost, has left to do."""
+        self._answers.horizon = self._horizon()
+        if not self._remembered:
+            for event in self._answers.missing():
+                self._missing.event(event)
+            self._remembered = True
+
+    def _wait_after(self, error: MispRefusal | IndexUnusable, delay: float) -> None:
+        logger.error("%s: %s; tried again in %.0f s", self._instance, error, delay)
+        self._stop_asked.wait(delay)
+
+    def _horizon(self) -> int:
+        """Give the moment of the first start, less the history that it was to publish.
+
+        What is older comes onto the bus only when it changes. Where the index has been lost, there
+        is no telling what was on the bus, so all that there is comes.
+        """
+        if self._answers.index_renewed:
+            return 0
+        if (noted := self._answers.note(HORIZON)) is not None:
+            return int(noted)
+        horizon = int(self._now() - self._backfill_secs)
+        self._answers.put_note(HORIZON, str(horizon))
+        return horizon
+
+    @property
+    def _backfill_secs(self) -> float:
+        return self._config.backfill * 86_400
 
     def _until_due(self) -> float:
         """Give the seconds until something is due by itself."""
@@ -105,7 +144,7 @@ class Healer(StoppableWorker):
         return max(0.0, due)
 
     def _next_comparison(self) -> float:
-        compared = float(self._reconciler.note(COMPARED_AT) or 0.0)
+        compared = float(self._answers.note(COMPARED_AT) or 0.0)
         return compared + self._config.full_comparison
 
     def _do_next(self) -> None:
@@ -117,55 +156,75 @@ class Healer(StoppableWorker):
                 self._heal(api, reason)
             self._note_known_until(began)
             missing.close(number)
-        elif api is not None and (event := missing.first_event()) is not None:
+        elif api is not None and (named := missing.first_event()) is not None:
+            event, number = named
             self._apply_event(api, event)
-            missing.found(event)
+            self._answers.found(event, lambda: missing.found(event, number))
         elif api is not None and self._is_comparison_due():
             self._compare(api)
         elif missing.listening:
-            self._note_known_until(self._now())
+            moment = self._now()
+            if api is not None:
+                self._ask_whether_there(api, self._answers.new_events())
+            self._note_known_until(moment)
 
     def _is_comparison_due(self) -> bool:
         return bool(self._config.full_comparison) and self._next_comparison() <= self._now()
 
     def _note_known_until(self, moment: float) -> None:
-        self._reconciler.put_note(KNOWN_UNTIL, str(int(moment)))
+        if self._missing.up_to_date:
+            self._answers.put_note(KNOWN_UNTIL, str(int(moment)))
 
     def _heal(self, api: MispApi, reason: str) -> None:
         # Whether the key is good is better known now than when it is needed.
         api.connect(self._running)
-        noted = self._reconciler.note(KNOWN_UNTIL)
-        if noted is None:
-            self._first_start(api)
-            return
-        since = max(0, int(noted) - OVERLAP_SECS)
+        noted = self._answers.note(KNOWN_UNTIL)
+        if noted is not None:
+            since = max(0, int(noted) - OVERLAP_SECS)
+        else:
+            first_start = int(self._answers.horizon + self._backfill_secs)
+            since = self._answers.index_renewed or first_start
+            self._publish_history(api)
         progress = _Progress(self._instance, f"changes since {_shown(since)} ({reason})", self._now)
-        for page in api.events(changed_since=since, running=self._running):
-            for found in page:
-                self._apply_event(api, str(found.get("uuid") or found.get("id")))
-                progress.note("events", 1)
-        for page in api.events(published_since=since, running=self._running):
-            for found in page:
-                self._apply_event(api, str(found.get("uuid") or found.get("id")))
-                progress.note("published events", 1)
-        self._find_deleted_events(api, progress)
+        done = set()
+        for pages in (
+            api.events(changed_since=since, running=self._running),
+            api.events(published_since=since, running=self._running),
+        ):
+            for found in (each for page in pages for each in page):
+                event = str(found.get("uuid") or found.get("id"))
+                if event not in done:
+                    done.add(event)
+                    self._apply_event(api, event)
+                    progress.note("events", 1)
+        progress.note("deleted events", self._ask_whether_there(api, self._answers.events()))
+        for page in self._pages(api.sightings(since, running=self._running)):
+            self._answers.apply_sightings(self._read(page, model.read_sighting))
+            progress.note("sightings", len(page))
         progress.end()
 
-    def _first_start(self, api: MispApi) -> None:
-        now = self._now()
-        since = int(now - self._config.backfill * 86_400)
-        # What is older comes onto the bus only when it changes.
-        self._reconciler.put_note(HORIZON, str(since))
-        self._reconciler.horizon = since
-        if self._config.backfill:
+    def _publish_history(self, api: MispApi) -> None:
+        since = self._answers.horizon
+        if self._config.backfill or self._answers.index_renewed:
             progress = _Progress(self._instance, f"history since {_shown(since)}", self._now)
-            for page in api.attributes_changed(
-                since, deleted=False, only=self._wanted(), running=self._running
+            for page in self._pages(
+                api.attributes_changed(
+                    since, deleted=False, only=self._wanted(), running=self._running
+                )
             ):
-                self._reconciler.apply_attributes(self._read(page))
+                self._answers.apply_attributes(self._read(page, model.read_attribute))
                 progress.note("attributes", len(page))
             progress.end()
-        self._reconciler.put_note(COMPARED_AT, str(int(now)))
+        self._answers.put_note(COMPARED_AT, str(int(self._now())))
+
+    def _pages(self, pages: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+        """Give pages; what messages say while one is asked for and applied is newer than it."""
+        while True:
+            with self._answers.asking():
+                page = next(pages, None)
+                if page is None:
+                    return
+                yield page
 
     def _wanted(self) -> AttributeFilter:
         return AttributeFilter(
@@ -175,48 +234,74 @@ class Healer(StoppableWorker):
         )
 
     def _apply_event(self, api: MispApi, event: str) -> None:
-        found = api.event(event, running=self._running)
+        """Ask for an event and apply it; one that MISP cannot give costs the others nothing."""
+        try:
+            with self._answers.asking():
+                self._apply_found(event, api.event(event, running=self._running))
+        except MispDenied:
+            raise
+        except MispRefusal as error:
+            self._leave_out(event, error)
+        except MispUnreachable as error:
+            if not (error.answered or error.maybe_done) or not self._struck_out(event):
+                raise
+            # Whether it is MISP that fails, or this event.
+            api.existing_events([event], running=self._running)
+            self._leave_out(event, error)
+        self._strikes.pop(event, None)
+
+    def _apply_found(self, event: str, found: dict[str, Any] | None) -> None:
         if found is None:
-            if uuid := self._reconciler.visible_uuid_of(event):
-                self._reconciler.event_gone(uuid)
+            self._answers.apply_absence(event)
             return
         try:
-            self._reconciler.apply_event(model.read_event(found))
+            self._answers.apply_event(model.read_event(found), event)
         except Rejected as error:
             logger.warning("%s: event %s cannot be read: %s", self._instance, event, error.reason)
 
-    def _find_deleted_events(self, api: MispApi, progress: _Progress) -> None:
-        known = self._reconciler.visible_events()
-        for start in range(0, len(known), EVENTS_PER_REQUEST):
-            asked = known[start : start + EVENTS_PER_REQUEST]
-            there = set(api.existing_events(asked, running=self._running))
-            for uuid in asked:
-                if uuid not in there:
-                    self._reconciler.event_gone(uuid)
-                    progress.note("deleted events", 1)
+    def _struck_out(self, event: str) -> bool:
+        self._strikes[event] = self._strikes.get(event, 0) + 1
+        return self._strikes[event] >= MAX_STRIKES
+
+    def _leave_out(self, event: str, error: MispRefusal | MispUnreachable) -> None:
+        logger.error(
+            "%s: event %s is left out until it changes again: %s", self._instance, event, error
+        )
+
+    def _ask_whether_there(self, api: MispApi, events: Sequence[str]) -> int:
+        """Ask which events are there, and give the number of those that are gone."""
+        gone = 0
+        for start in range(0, len(events), EVENTS_PER_REQUEST):
+            asked = events[start : start + EVENTS_PER_REQUEST]
+            with self._answers.asking():
+                there = set(api.existing_events(asked, running=self._running))
+                gone += self._answers.apply_existence(asked, there)
+        return gone
 
     def _compare(self, api: MispApi) -> None:
         """Compare everything that was published with what there is in MISP."""
         began = self._now()
         progress = _Progress(self._instance, "a full comparison", self._now)
-        self._reconciler.begin_comparison()
-        for page in api.attributes_changed(
-            0, deleted=False, only=self._wanted(), running=self._running
+        self._answers.begin_comparison()
+        for page in self._pages(
+            api.attributes_changed(0, deleted=False, only=self._wanted(), running=self._running)
         ):
-            self._reconciler.compare(list(self._read(page)))
+            self._answers.compare(self._read(page, model.read_attribute))
             progress.note("attributes", len(page))
-        for event in self._reconciler.doubtful():
+        for event in self._answers.doubtful():
             self._apply_event(api, event)
             progress.note("events in doubt", 1)
-        self._reconciler.put_note(COMPARED_AT, str(int(began)))
+        self._answers.put_note(COMPARED_AT, str(int(began)))
         progress.end()
 
-    def _read(self, page: Iterable[dict[str, Any]]) -> Iterable[model.Attribute]:
+    def _read(self, page: Iterable[dict[str, Any]], read: Callable[[dict[str, Any]], T]) -> list[T]:
+        objects = []
         for found in page:
             try:
-                yield model.read_attribute(found)
+                objects.append(read(found))
             except Rejected as error:
                 logger.warning("%s: %s", self._instance, error.reason)
+        return objects
 
 
 class _Progress:

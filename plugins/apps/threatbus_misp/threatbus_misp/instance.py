@@ -9,61 +9,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from threatbus.data import SnapshotRequest
-from threatbus.errors import Overflow, Rejected
+from threatbus.errors import Overflow
 from threatbus.intake import Intake
-from threatbus.logger import RateLimited
-from threatbus.messages import SIGHTING, Message
+from threatbus.messages import Message
 from threatbus.observe.report import PluginReport
 from threatbus.queues import MessageQueue
 from threatbus.services import Services
-from threatbus.workers import StoppableWorker
-from threatbus_misp import snapshots
+from threatbus.workers import Backoff, StoppableWorker
+from threatbus_misp import reporter, snapshots
+from threatbus_misp.answers import Answers
 from threatbus_misp.config import InstanceConfig
 from threatbus_misp.healing import Healer
-from threatbus_misp.index import Index
-from threatbus_misp.mapping import model, sightings
+from threatbus_misp.index import Index, IndexUnusable
+from threatbus_misp.mapping import model
+from threatbus_misp.messages import Messages
 from threatbus_misp.missing import Missing
-from threatbus_misp.outbox import Outbox, OutgoingSighting
+from threatbus_misp.outbox import Outbox
 from threatbus_misp.receiver_kafka import KafkaSource
 from threatbus_misp.receiver_zmq import ZmqSource
 from threatbus_misp.reconciler import Reconciler
+from threatbus_misp.reporter import Reporter
 from threatbus_misp.rest import MispApi
 
 logger = logging.getLogger("threatbus.misp")
 
-#: Sightings that are taken from the outq at once.
-BATCH = 500
 JOIN_SECS = 3.0
+#: Seconds at most between two attempts to write an index that cannot be written.
+RETRY_CAP_SECS = 30.0
 #: Seconds after which whoever waits for the bus notices that it is to stop.
 NOTICE_SECS = 0.1
 #: Seconds that the bus may take to pass on all that is in flight, while no source puts more.
 PASS_ON_SECS = 30.0
-
-
-class SightingsReader(StoppableWorker):
-    """Takes sightings from the bus and puts those that are this MISP's into its outbox.
-
-    Started by the instance. Blocks on its outq, which `stop` closes; the outbox takes what it is
-    given at once. Ends with its outq.
-    """
-
-    def __init__(self, name: str, outq: MessageQueue, take: Callable[[Message], None]) -> None:
-        super().__init__(name=f"{name} sightings")
-        self.outq = outq
-        self._take = take
-
-    def run(self) -> None:
-        """Take until the outq is closed."""
-        while self._running() and not self.outq.closed:
-            batch = self.outq.get_many(BATCH, timeout=None, finish=False)
-            for message in batch:
-                self._take(message)
-            self.outq.task_done(len(batch))
-
-    def stop(self) -> None:
-        """Ask the worker to end and wake it."""
-        super().stop()
-        self.outq.close()
 
 
 class Instance:
@@ -71,10 +47,10 @@ class Instance:
 
     ::
 
-        ZmqSource ───┐                      ┌─> Index
-        KafkaSource ─┼─> Reconciler ────────┤
-        Healer ──────┘   (MispApi)          └─> inq
-        outq ──> SightingsReader ──> Outbox ──> (MispApi)
+        ZmqSource, KafkaSource ──> Messages ─┐
+                                             ├─> Reconciler ──> Index ──> Handover ──> inq
+        Healer ──> (MispApi) ──> Answers ────┘
+        outq ──> Reporter ──> Outbox ──> (MispApi)
     """
 
     def __init__(
@@ -90,7 +66,6 @@ class Instance:
         self.config = config
         self._inq = inq
         self._rejects = services.rejects
-        self._log = RateLimited(logger)
         self._stopping = threading.Event()
         api = config.api
         self.api = (
@@ -113,13 +88,15 @@ class Instance:
             self._is_ours,
             now,
         )
-        self.healer = Healer(name, config, self.api, self.reconciler, self.missing, now)
+        self.messages = Messages(config, self.reconciler)
+        handover, answers = self.reconciler.handover, Answers(config, self.reconciler)
+        self.healer = Healer(name, config, self.api, handover, answers, self.missing, now)
         self._sources: list[ZmqSource | KafkaSource] = []
         if config.zmq is not None:
-            self._sources.append(ZmqSource(name, config.zmq, self.reconciler.take, self.missing))
+            self._sources.append(ZmqSource(name, config.zmq, self._take, self.missing))
         if config.kafka is not None:
-            self._sources.append(KafkaSource(name, config.kafka, self.reconciler.take))
-        self._reader: SightingsReader | None = None
+            self._sources.append(KafkaSource(name, config.kafka, self._take, self.missing))
+        self._reporter: Reporter | None = None
         self._report_to(services.report)
 
     def start(self) -> None:
@@ -132,8 +109,10 @@ class Instance:
 
     def report(self, outq: MessageQueue) -> None:
         """Report sightings that come in `outq` to this MISP."""
-        self._reader = SightingsReader(self.name, outq, self._report)
-        self._reader.start()
+        if self.outbox is not None:
+            by_value = self.config.sightings.by_value
+            self._reporter = Reporter(self.name, outq, self.outbox, self.reconciler.knows, by_value)
+            self._reporter.start()
 
     def answer(self, request: SnapshotRequest) -> None:
         """Answer a request for history."""
@@ -144,7 +123,7 @@ class Instance:
                 self.api,
                 self.reconciler,
                 request,
-                self._inq,
+                self.put,
                 lambda: not self._stopping.is_set(),
             )
 
@@ -160,22 +139,22 @@ class Instance:
 
     def drain(self, deadline: float) -> int:
         """Put what is in the outq into the outbox; give what is left."""
-        if self._reader is None:
+        if self._reporter is None:
             return 0
-        outq = self._reader.outq
+        outq = self._reporter.outq
         outq.join(max(0.0, deadline - time.monotonic()))
         return outq.unfinished
 
     def stop(self) -> None:
         """Stop what is left and close the files."""
         self.stop_intake()
-        workers = [each for each in (self._reader, self.outbox) if each is not None]
+        workers = [each for each in (self._reporter, self.outbox) if each is not None]
         for worker in workers:
             worker.stop()
         for worker in workers:
             if worker.is_alive():
                 worker.join(JOIN_SECS)
-        self.reconciler.settle()
+        self.reconciler.handover.settle()
         if self.outbox is not None:
             self.outbox.close()
         self.index.close()
@@ -185,7 +164,7 @@ class Instance:
     def _report_to(self, report: PluginReport) -> None:
         """Have the connections and workers of this MISP be seen from outside."""
         if self.api is not None:
-            self.api.state = report.connection(f"{self.name} REST")
+            self.api.connections.state = report.connection(f"{self.name} REST")
         for source in self._sources:
             source.state = report.connection(source.name)
         for worker in (*self._sources, self.healer, self.outbox):
@@ -219,49 +198,26 @@ class Instance:
             if gate.open(self):
                 gate.announce()
 
+    def _take(self, documents: Sequence[bytes]) -> None:
+        """Apply MISP's messages; waits while the index cannot be written, so that none is lost.
+
+        Raises `IndexUnusable` if it is to stop meanwhile.
+        """
+        backoff = Backoff(0.5, RETRY_CAP_SECS)
+        while True:
+            try:
+                self.messages.take(documents)
+                return
+            except IndexUnusable as error:
+                # ZeroMQ drops what comes while nobody reads.
+                self.missing.gap("the index could not be used")
+                delay = backoff.next()
+                logger.error("%s: %s; tried again in %.0f s", self.name, error, delay)  # noqa: TRY400
+                if self._stopping.wait(delay):
+                    raise
+
     def _reject(self, reason: str, data: bytes) -> None:
         self._rejects.add(self.name, reason, data)
 
     def _is_ours(self, sighting: model.Sighting) -> bool:
-        if self.outbox is None:
-            return False
-        attribute = sighting.attribute
-        return self.outbox.is_ours(
-            {
-                "uuid": sighting.uuid or "",
-                "type": str(sighting.type or 0),
-                "source": sighting.source or "",
-                "date_sighting": sighting.date_sighting or 0,
-                "attribute_uuid": sightings.attribute_uuid_of(sighting) or "",
-                "Attribute": {
-                    "uuid": attribute.uuid if attribute is not None else "",
-                    "value": attribute.value if attribute is not None else (sighting.value or ""),
-                },
-            }
-        )
-
-    def _report(self, message: Message) -> None:
-        """Put a sighting into the outbox, if it is one of this MISP's attributes."""
-        if self.outbox is None or message.topic != SIGHTING:
-            return
-        try:
-            request = sightings.request_of(message.data)
-        except Rejected as error:
-            self._log.log("sighting", logging.WARNING, "%s: not reported: %s", self.name, error)
-            return
-        if request is None or request.from_misp:
-            return
-        known = request.uuid is not None and self.reconciler.knows(request.uuid)
-        by_value = self.config.sightings.by_value and request.value is not None
-        if not known and not by_value:
-            return
-        self.outbox.put(
-            OutgoingSighting(
-                attribute=request.uuid if known else None,
-                seen=request.timestamp or int(time.time()),
-                value=request.value if by_value else None,
-                kind=str(request.type.value),
-                source=request.source,
-                count=request.count,
-            )
-        )
+        return self.outbox is not None and reporter.is_ours(self.outbox, sighting)

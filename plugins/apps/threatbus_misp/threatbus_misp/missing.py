@@ -15,12 +15,15 @@ class Missing:
         self._can_ask = can_ask
         # Guards the fields below.
         self._changed = threading.Condition()
-        # Events to be asked for, by id or UUID, in the order in which they were named.
-        self._events: dict[str, None] = {}
+        # Events to be asked for, by id or UUID, in the order in which they were named, and the
+        # number under which each was named last.
+        self._events: dict[str, int] = {}
+        self._named = 0
         # Why everything since the noted moment is to be asked for, and how often it was said.
         self._gap: str | None = "start"
         self._gaps = 1
         self._listening = False
+        self._behind = False
         self._woken = False
 
     def event(self, event: str) -> bool:
@@ -28,7 +31,8 @@ class Missing:
         if not self._can_ask:
             return False
         with self._changed:
-            self._events[event] = None
+            self._named += 1
+            self._events[event] = self._named
             self._changed.notify_all()
         return True
 
@@ -45,11 +49,22 @@ class Missing:
         with self._changed:
             self._listening = False
 
+    def behind(self, behind: bool) -> None:
+        """Say whether messages wait that are not read yet, and may be old."""
+        with self._changed:
+            self._behind = behind
+
     @property
     def listening(self) -> bool:
         """Whether messages come, so that nothing is missed."""
         with self._changed:
             return self._listening
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether no old message waits to be read."""
+        with self._changed:
+            return not self._behind
 
     @property
     def nothing(self) -> bool:
@@ -82,12 +97,15 @@ class Missing:
             if gap == self._gaps:
                 self._gap = None
 
-    def first_event(self) -> str | None:
-        """Give the event that is to be asked for next; it stays until it is `found`."""
+    def first_event(self) -> tuple[str, int] | None:
+        """Give the event that is to be asked for next, and the number it is `found` with."""
         with self._changed:
-            return next(iter(self._events), None)
+            return next(iter(self._events.items()), None)
 
-    def found(self, event: str) -> None:
-        """Say that an event has been asked for."""
+    def found(self, event: str, number: int) -> bool:
+        """Say that an event has been asked for; False if it was named again since, and stays."""
         with self._changed:
-            self._events.pop(event, None)
+            if self._events.get(event) != number:
+                return False
+            del self._events[event]
+            return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import msgspec
 
 import threatbus
 from threatbus.data import SnapshotRequest
+from threatbus.doctor import Check
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.messages import SIGHTING
@@ -45,7 +47,10 @@ class MispPlugin:
         services: Services,
     ) -> None:
         """Start every instance. A MISP that does not answer is waited for."""
-        from threatbus_misp.instance import Instance  # noqa: PLC0415 (imports the drivers)
+        # These import the drivers.
+        from threatbus_misp.index import IndexUnusable  # noqa: PLC0415
+        from threatbus_misp.instance import Instance  # noqa: PLC0415
+        from threatbus_misp.outbox_store import OutboxError  # noqa: PLC0415
 
         section = services.section
         settings = section if isinstance(section, MispConfig) else MispConfig()
@@ -53,7 +58,11 @@ class MispPlugin:
         self._offer_numbers(services.report)
         for name, each in settings.by_name.items():
             directory = services.state_directory / "misp" / name
-            instance = Instance(name, each, services, inq, directory)
+            try:
+                instance = Instance(name, each, services, inq, directory)
+            except (IndexUnusable, OutboxError) as error:
+                # The bus does without this plugin; a ThreatBusError would keep it from starting.
+                raise OSError(str(error)) from None
             self._instances.append(instance)
             instance.start()
             if instance.outbox is not None:
@@ -89,6 +98,14 @@ class MispPlugin:
             instance.stop()
         self._instances.clear()
         self._subscribed.clear()
+
+    @threatbus.app
+    def diagnose(self, section: msgspec.Struct | None) -> Iterable[Check]:
+        """Give the checks of `threatbus doctor`."""
+        from threatbus_misp.doctor import checks  # noqa: PLC0415 (the bus needs it not)
+
+        settings = section if isinstance(section, MispConfig) else MispConfig()
+        return checks(settings)
 
     def _offer_numbers(self, report: PluginReport) -> None:
         """Offer what only this plugin knows, of all instances together."""

@@ -14,6 +14,7 @@ from typing import Final
 import zmq
 import zmq.utils.monitor
 
+from threatbus.logger import RateLimited
 from threatbus.observe.report import Connection
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
@@ -40,7 +41,8 @@ RECEIVE_MARK: Final = 100_000
 RECONNECT_MS: Final = 100
 RECONNECT_CAP_MS: Final = 30_000
 
-_REFUSED: Final = (
+#: Events of a monitor that say that the publisher does not let us in.
+HANDSHAKE_REFUSED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -72,6 +74,7 @@ class ZmqSource(StoppableWorker):
         self._wakeup = Wakeup()
         self._last_heard = 0.0
         self._silent = False
+        self._log = RateLimited(logger)
         #: Whether MISP's publisher is connected.
         self.connected = False
         #: Where it is said how the connection is; the instance sets its own before the start.
@@ -80,8 +83,7 @@ class ZmqSource(StoppableWorker):
     @property
     def address(self) -> str:
         """Where MISP publishes."""
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        return f"tcp://{host}:{self._config.port}"
+        return address_of(self._config)
 
     def stop(self) -> None:
         """Ask the worker to end and wake it."""
@@ -101,6 +103,7 @@ class ZmqSource(StoppableWorker):
                 sub.disable_monitor()
                 monitor.close(0)
                 self.connected = False
+                self._missing.lost()
 
     def _open(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         sub = context.socket(zmq.SUB)
@@ -158,6 +161,8 @@ class ZmqSource(StoppableWorker):
             topic, _, document = frame.partition(b" ")
             if topic in TOPICS:
                 documents.append(document)
+        # As long as the socket gives that much, what it holds may have waited.
+        self._missing.behind(len(frames) == BATCH)
         if documents:
             self._take(documents)
 
@@ -173,10 +178,13 @@ class ZmqSource(StoppableWorker):
             self.state.down(f"trying {self.address} again: the connection was lost")
             logger.warning("%s has lost %s; it tries again", self.name, self.address)
             self._missing.lost()
-        elif event & _REFUSED:
+        elif event & HANDSHAKE_REFUSED:
             self.state.down(f"{self.address} refuses username or password")
-            logger.error(
-                "%s is refused by %s: username or password are wrong, or none is wanted",
+            self._log.log(
+                "refused",
+                logging.ERROR,
+                "%s is refused by %s: zmq.username or zmq.password is wrong, or missing, or MISP "
+                "wants none; it tries again",
                 self.name,
                 self.address,
             )
@@ -196,3 +204,9 @@ class ZmqSource(StoppableWorker):
             )
         else:
             logger.warning("%s has no connection to %s", self.name, self.address)
+
+
+def address_of(config: ZmqConfig) -> str:
+    """Give the address of a publisher, as ZeroMQ writes it."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"tcp://{host}:{config.port}"

@@ -9,44 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any
 
 import msgspec
 
-from threatbus.errors import Overflow, Rejected
+from threatbus.errors import Rejected
 from threatbus.logger import RateLimited
-from threatbus.messages import INDICATOR, SIGHTING, Message
+from threatbus.messages import INDICATOR, SIGHTING
 from threatbus_misp.config import InstanceConfig
-from threatbus_misp.filters import Context, Filters
+from threatbus_misp.contexts import Context, Contexts
+from threatbus_misp.filters import Filters
+from threatbus_misp.handover import Bus, Handover
 from threatbus_misp.index import Entry, Index
 from threatbus_misp.mapping import indicators, model, sightings
-from threatbus_misp.mapping.model import Attribute, Event, Tag
+from threatbus_misp.mapping.model import Attribute, Event
 
 logger = logging.getLogger("threatbus.misp")
 
-#: Messages on disk, not known to be passed on, after which sources wait for the bus to do so.
-MAX_UNSETTLED: Final = 100_000
-#: Events that are kept in memory.
-MAX_CONTEXTS: Final = 1000
-
-
-class Bus(Protocol):
-    """What takes the messages."""
-
-    def put(self, messages: Sequence[Message]) -> None:
-        """Hand them over; waits while the bus cannot take more, `Overflow` when it stops."""
-
-    def has_passed_on(self, *, wait: bool = False) -> bool:
-        """Say whether the bus has passed on all that was put; waits for it, unless it stops."""
-
-
-_Message: TypeAlias = (
-    model.AttributeMessage | model.SightingMessage | model.EventMessage | model.TagMessage
-)
+SECS_PER_DAY = 86_400
 
 
 @dataclass
@@ -64,13 +47,11 @@ class Counters:
 
 
 class Reconciler:
-    """Compares and publishes for one MISP.
+    """Compares and publishes for one MISP: `messages` and `answers` bring what MISP says.
 
-    Sources, healing and refreshing call it from their threads; one lock orders them, and messages
-    reach the bus in the order in which the index says they were published. Whoever only asks
-    something does not wait for the bus. `refresh` takes the id or UUID of an event that has to be
-    asked for over REST; `reject` a reason and the bytes of what cannot be read. Everything a caller
-    has passed in is on disk when the call returns.
+    `refresh` takes the id or UUID of an event that has to be asked for over REST; `reject` a reason
+    and the bytes of what cannot be read. Except where it says otherwise, a method is called within
+    ``handover.publishing()``, whose end puts on disk and then on the bus what was published.
     """
 
     def __init__(
@@ -85,337 +66,118 @@ class Reconciler:
         now: Callable[[], float],
     ) -> None:
         self._name = name
-        self._config = config
-        self._filters = Filters(config)
-        self._index = index
-        self._bus = bus
+        self.filters = Filters(config)
         self._refresh = refresh
         self._reject = reject
         self._is_ours = is_ours
         self._now = now
+        self._limit = config.false_positive_limit
+        # Seconds that an indicator is valid, by type; None: for ever.
+        self._lifetimes = {
+            kind: int(days * SECS_PER_DAY) or None for kind, days in config.valid_for.items()
+        }
+        self._lifetime = self._lifetimes.get("default")
+        self._url = config.api.host if config.api.key else None
         self._log = RateLimited(logger)
-        # Orders those who publish; held until the bus has taken what they publish.
-        self._turn = threading.Lock()
-        # Whether the messages of the last run have been handed over; guarded by the turn.
-        self._recovered = False
-        # Guards the index and what follows; taken within a turn, never the other way round.
-        self._lock = threading.Lock()
-        self._out: list[Message] = []
-        # The newest message on disk that the bus has, 0 if all are settled; how many it has had.
-        self._handed_over = 0
-        self._unsettled = 0
-        # Of the events that were named last: many attributes of one event come in a row.
-        self._contexts: dict[str, Context] = {}
-        self._events: dict[str, Event] = {}
-        # What an attribute's message said of its event last, and what came of it.
-        self._last_excerpt: tuple[object, Context] | None = None
-        #: Epoch before which what is not on the bus is history: REST answers are full of it.
-        self.horizon = 0
+        # Attributes and whole events (their UUIDs) of which messages have told since REST was
+        # asked: they are newer than its answer. None while nobody asks.
+        self._told: set[str] | None = None
+        self.index = index
+        self.contexts = Contexts(index, can_ask=bool(config.api.key))
+        self.handover = Handover(name, index, bus, self.contexts.forget)
+        #: Who says what is published: the name that the operator has given to this MISP.
+        self.source = indicators.SOURCE if name == "misp" else name
         self.counters = Counters()
-
-    # Messages of MISP.
-
-    def take(self, documents: Sequence[bytes]) -> None:
-        """Apply messages of MISP (the JSON of each), in order. What is broken is rejected."""
-        messages = [self._read(data) for data in documents]
-        with self._publishing():
-            self._index.read(
-                [m.attribute.uuid for m in messages if isinstance(m, model.AttributeMessage)]
-            )
-            for message, data in zip(messages, documents, strict=True):
-                self._apply(message, data)
-
-    def _read(self, data: bytes) -> _Message | Rejected:
-        """Give the message that a document is, or why it is none."""
-        try:
-            # As MISP writes nearly all of them.
-            if data.startswith(b'{"Attribute"'):
-                return model.decode_attribute_message(data)
-            keys = _KEYS.decode(data)
-            if keys.attribute is not msgspec.UNSET:
-                return model.decode_attribute_message(data)
-            if keys.sighting is not msgspec.UNSET:
-                return model.decode_sighting_message(data)
-            if keys.event is not msgspec.UNSET:
-                return model.decode_event_message(data)
-            if keys.tag is not msgspec.UNSET:
-                return model.decode_tag_message(data)
-            return Rejected("no Attribute, Event, Tag or Sighting")
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return Rejected(f"not a JSON object: {error}")
-        except Rejected as error:
-            return error
-
-    def _apply(self, message: _Message | Rejected, data: bytes) -> None:
-        try:
-            match message:
-                case model.AttributeMessage():
-                    self._on_attribute(message)
-                case model.SightingMessage():
-                    self._on_sighting(message)
-                case model.EventMessage():
-                    self._on_event(message)
-                case model.TagMessage():
-                    self._on_tag(message)
-                case Rejected():
-                    raise message
-        except Rejected as error:
-            self._note_rejected(error.reason, data)
-
-    def _note_rejected(self, reason: str, data: bytes) -> None:
-        self.counters.rejected += 1
-        self._reject(reason, data)
-
-    def _on_attribute(self, message: model.AttributeMessage) -> None:
-        attribute = message.attribute
-        attribute.object = attribute.object or message.object
-        action = message.action
-        if action not in ("add", "edit", "soft-delete", "delete"):
-            raise Rejected(f"attribute {attribute.uuid}: unknown action {action!r:.50}")
-        event = message.event or attribute.event
-        if self._config.published_only:
-            # Any of this unpublishes the event in MISP, whatever the message says of it.
-            self._hold(f"attribute {attribute.uuid}")
-            return
-        if action in ("soft-delete", "delete") or attribute.deleted:
-            self._withdraw(self._index.entry(attribute.uuid))
-            return
-        context = self._context_of(event, attribute)
-        self._reconcile(attribute, context)
-
-    def _on_event(self, message: model.EventMessage) -> None:
-        event, action = message.event, message.action
-        if not isinstance(event, Event):
-            # What a pull brought is only named.
-            self._ask(str(event))
-            return
-        event.orgc = event.orgc or message.orgc
-        event.event_tags = event.event_tags or message.event_tags
-        uuid = _uuid_of(event)
-        if action == "delete":
-            self._on_event_gone(uuid)
-        elif action in (None, "", "publish"):
-            self._on_whole_event(event)
-        elif action in ("add", "edit"):
-            self._on_event_changed(event)
-        else:
-            raise Rejected(f"event {uuid}: unknown action {action!r:.50}")
-
-    def _on_event_changed(self, event: Event) -> None:
-        """Note what an event says of itself; its attributes' indicators may have to say so, too."""
-        if self._config.published_only:
-            self._hold(f"event {event.uuid}")
-            return
-        uuid = _uuid_of(event)
-        known = self._known(uuid)
-        context = self._remember(event, known)
-        if known is not None and context != known and self._index.entries_of(uuid):
-            self._ask(uuid)
-
-    def _on_tag(self, message: model.TagMessage) -> None:
-        tag, action = message.tag, message.action or ""
-        if not action.startswith(("attached to", "detached from")):
-            # Of the tag itself, which no attribute feels.
-            return
-        if self._config.published_only:
-            self._hold(f"event {tag.event_id}")
-            return
-        # The message says neither what else is tagged nor how the attribute is: ask.
-        if tag.event_id is not None and not self._ask(str(tag.event_id)):
-            self._retag(tag, action)
-
-    def _retag(self, tag: model.AttachedTag, action: str) -> None:
-        """Keep an event's tags up to date where there is no REST: they count from now on."""
-        uuid = self._index.event_with_id(str(tag.event_id))
-        known = self._known(uuid) if uuid else None
-        if known is None or tag.attribute_id is not None:
-            return
-        tags = [each for each in known.tags or () if each[0] != tag.name]
-        if action.startswith("attached"):
-            tags.append((tag.name, tag.exportable is not False))
-        self._put_context(msgspec.structs.replace(known, tags=tuple(tags)))
-
-    def _on_sighting(self, message: model.SightingMessage) -> None:
-        sighting = message.sighting
-        uuid = sightings.attribute_uuid_of(sighting)
-        if uuid is None:
-            raise Rejected(f"sighting {sighting.uuid}: names no attribute")
-        added = message.action != "delete"
-        entry = self._index.entry(uuid)
-        kind = sightings.kind_of(sighting)
-        if kind is sightings.Kind.EXPIRATION:
-            if added and entry is not None:
-                self._expire(entry, sighting)
-            return
-        if kind is sightings.Kind.FALSE_POSITIVE and entry is not None:
-            self._count_false_positive(entry, 1 if added else -1)
-        if not added or self._is_ours(sighting):
-            return
-        found = sightings.sighting_of(sighting, attribute_uuid=uuid)
-        if found is not None:
-            self.counters.sightings += 1
-            self._out.append(Message(SIGHTING, found))
 
     # Whole events.
 
-    def apply_event(self, event: Event) -> None:
-        """Apply an event as it is in MISP: what it no longer holds is withdrawn."""
-        with self._publishing():
-            if self._config.published_only and not event.published:
-                self._hold(f"event {event.uuid}")
-            else:
-                self._on_whole_event(event, self._horizon_of(event), visible=True)
+    def apply_event(self, event: Event, horizon: int = 0, *, from_rest: bool = False) -> None:
+        """Apply an event as it is in MISP: what it no longer holds is withdrawn.
 
-    def _horizon_of(self, event: Event | None) -> int:
-        """Give the horizon; 0 for an event that was published since, which brings all it has."""
-        published = (event.publish_timestamp or 0) if event is not None else 0
-        return 0 if published >= self.horizon else self.horizon
-
-    def visible_events(self) -> list[str]:
-        """Give the UUIDs of the events that REST has shown and that are not known to be gone."""
-        with self._lock:
-            contexts = map(_CONTEXTS.decode, self._index.events())
-            return [each.uuid for each in contexts if each.visible and not each.deleted]
-
-    def visible_uuid_of(self, reference: str) -> str:
-        """Give the UUID of an event that REST has shown, by id or UUID; empty for any other."""
-        with self._lock:
-            uuid = self._index.event_with_id(reference) or reference.lower()
-            known = self._known(uuid)
-            return uuid if known is not None and known.visible else ""
-
-    def knows(self, uuid: str) -> bool:
-        """Say whether an attribute was ever published."""
-        with self._lock:
-            return self._index.entry(uuid) is not None
-
-    def begin_comparison(self) -> None:
-        """Begin to compare everything: `compare` all that there is, then ask for `doubtful`."""
-        with self._lock:
-            self._index.begin_comparison()
-
-    def compare(self, found: Sequence[Attribute]) -> None:
-        """Apply attributes, and note that they are there."""
-        with self._lock, self._index.transaction():
-            self._index.see(attribute.uuid for attribute in found)
-        self.apply_attributes(found)
-
-    def doubtful(self) -> list[str]:
-        """Give the events with published attributes that were not there."""
-        with self._lock:
-            return self._index.events_of_unseen()
-
-    def note(self, name: str) -> str | None:
-        """Give a note that `put_note` wrote, in this run or an earlier one."""
-        with self._lock:
-            return self._index.note(name)
-
-    def put_note(self, name: str, value: str) -> None:
-        """Write a note."""
-        with self._lock, self._index.transaction():
-            self._index.put_note(name, value)
-
-    def current(self, attribute: Attribute) -> bytes | None:
-        """Give the indicator that an attribute is now, as a snapshot has it; None if it is none."""
-        with self._lock:
-            entry = self._index.entry(attribute.uuid)
-            context = self._context_of(attribute.event, attribute)
-            return self._as_it_is(attribute, context, entry)
-
-    def event_gone(self, uuid: str) -> None:
-        """Withdraw all of an event that MISP no longer has."""
-        with self._publishing():
-            self._on_event_gone(uuid)
-
-    def apply_attributes(self, found: Iterable[Attribute]) -> None:
-        """Apply attributes that REST has answered, each with its event and its event's tags."""
-        with self._publishing():
-            for attribute in found:
-                self._apply_answer(attribute)
-
-    def _apply_answer(self, attribute: Attribute) -> None:
-        event = attribute.event
-        if self._config.published_only and not (event is not None and event.published):
-            self._hold(f"attribute {attribute.uuid}")
-        else:
-            context = self._context_of(event, attribute, visible=True)
-            self._apply_member(attribute, context, self._horizon_of(event))
-
-    def _apply_member(self, attribute: Attribute, context: Context | None, horizon: int) -> None:
-        """Apply one of many attributes: what is wrong with it is its own matter."""
-        if (attribute.timestamp or 0) < horizon and self._index.entry(attribute.uuid) is None:
-            return
-        if attribute.deleted:
-            self._withdraw(self._index.entry(attribute.uuid))
-            return
-        try:
-            self._reconcile(attribute, context)
-        except Rejected as error:
-            self._note_rejected(error.reason, attribute.value.encode(errors="replace"))
-
-    def _on_whole_event(self, event: Event, horizon: int = 0, *, visible: bool = False) -> None:
-        uuid = _uuid_of(event)
+        An attribute that was edited before `horizon` and is not on the bus stays off it. Raises
+        `Rejected` for an event without UUID.
+        """
         event.tags = event.tags or []
-        context = self._remember(event, self._known(uuid), visible=visible)
+        context = self.contexts.remember(event, visible=from_rest)
         present = set()
         for attribute in model.members(event):
             if isinstance(attribute, Rejected):
-                self._note_rejected(attribute.reason, b"")
+                self.reject(attribute.reason, b"")
                 continue
             present.add(attribute.uuid)
-            self._apply_member(attribute, context, horizon)
-        for entry in self._index.entries_of(uuid):
-            if entry.uuid not in present:
-                self._withdraw(entry)
+            self.apply_member(attribute, context, horizon, from_rest=from_rest)
+        for entry in self.index.published_of(context.uuid):
+            if entry.uuid not in present and not (from_rest and self.is_overtaken(entry.uuid)):
+                self.withdraw(entry)
 
-    def _on_event_gone(self, uuid: str) -> None:
-        for entry in self._index.entries_of(uuid):
-            self._withdraw(entry)
-        known = self._known(uuid) or Context(uuid)
-        self._put_context(msgspec.structs.replace(known, deleted=True))
+    def apply_member(
+        self, attribute: Attribute, context: Context | None, horizon: int, *, from_rest: bool
+    ) -> None:
+        """Apply one of many attributes: what is wrong with it is its own matter."""
+        if from_rest and self.is_overtaken(attribute.uuid):
+            return
+        if (attribute.timestamp or 0) < horizon and self.index.entry(attribute.uuid) is None:
+            return
+        if attribute.deleted:
+            self.withdraw(self.index.entry(attribute.uuid))
+            return
+        try:
+            self.apply(attribute, context)
+        except Rejected as error:
+            self.reject(error.reason, attribute.value.encode(errors="replace"))
+
+    def apply_end(self, uuid: str) -> None:
+        """Withdraw all of an event that is gone, and let nothing of it return."""
+        for entry in self.index.published_of(uuid):
+            self.withdraw(entry)
+        known = self.contexts.get(uuid) or Context(uuid)
+        self.contexts.put(msgspec.structs.replace(known, deleted=True))
 
     # One attribute.
 
-    def _reconcile(self, attribute: Attribute, event: Context | None) -> None:
-        """Publish, withdraw, or leave as it is."""
-        entry = self._index.entry(attribute.uuid)
-        if entry is not None and (attribute.timestamp or 0) < entry.edited:
+    def apply(self, attribute: Attribute, event: Context | None) -> None:
+        """Publish an attribute, withdraw it, or leave it as it is; `Rejected` if it is no good."""
+        entry = self.index.entry(attribute.uuid)
+        edited = attribute.timestamp or 0
+        if entry is not None and edited < entry.edited:
             # Overtaken: REST has answered with a later edit already.
             return
         if not attribute.to_ids or (event is not None and event.deleted):
-            self._withdraw(entry, edited=attribute.timestamp or 0)
+            self.withdraw(entry, edited=edited)
             return
-        if self._filters.needs_tags and (event is None or event.tags is None):
-            reference = event.uuid if event is not None else str(attribute.event_id or "")
-            if reference and self._ask(reference):
-                # The whole event comes, and this attribute with it.
-                return
-        tags = [tag.name for tag in attribute.tags or ()]
-        tags += [name for name, _ in event.tags or ()] if event is not None else []
-        if not self._filters.let_pass(attribute.type, tags, event):
+        if self._waits_for_tags(attribute, event, entry):
+            return
+        if not self.filters.let_pass(attribute, event):
             self.counters.filtered += 1
-            self._withdraw(entry, edited=attribute.timestamp or 0)
+            self.withdraw(entry, edited=edited)
             return
         if self._is_held_back(entry, attribute):
             return
         try:
-            version = self._version_of(attribute, event)
+            self._publish_if_changed(attribute, event, entry)
         except Rejected as error:
             # What was published before does not hold any more, either.
-            self._withdraw(entry, edited=attribute.timestamp or 0)
+            self.withdraw(entry, edited=edited)
             if not isinstance(error, indicators.Unmapped):
                 raise
             self.counters.unmapped += 1
-            return
+
+    def _publish_if_changed(
+        self, attribute: Attribute, event: Context | None, entry: Entry | None
+    ) -> None:
+        version = self._version_of(attribute, event)
         content = hashlib.blake2b(version.data, digest_size=12).digest()
-        if entry is not None:
+        if entry is not None and entry.content:
             if entry.published and entry.content == content:
                 self.counters.unchanged += 1
                 return
             version = self._version_of(attribute, event, entry.created, entry.modified)
+        elif (attribute.timestamp or 0) <= self.index.renewed:
+            # There may have been a version that the index before this one knew.
+            version = self._version_of(attribute, event, None, self.index.renewed * 1000 + 999)
         self.counters.published += 1
-        self._out.append(Message(INDICATOR, version.data))
-        self._index.put(
+        self.handover.add(INDICATOR, version.data)
+        self.index.put(
             Entry(
                 uuid=attribute.uuid,
                 event=event.uuid if event is not None else "",
@@ -431,22 +193,6 @@ class Reconciler:
             )
         )
 
-    def _as_it_is(
-        self, attribute: Attribute, event: Context | None, entry: Entry | None
-    ) -> bytes | None:
-        if not attribute.to_ids or attribute.deleted or self._is_held_back(entry, attribute):
-            return None
-        tags = [tag.name for tag in attribute.tags or ()]
-        tags += [name for name, _ in event.tags or ()] if event is not None else []
-        if not self._filters.let_pass(attribute.type, tags, event):
-            return None
-        try:
-            # As it was published, so that it does not overwrite what is newer.
-            published = (entry.created, entry.modified - 1) if entry is not None else (None, None)
-            return self._version_of(attribute, event, *published).data
-        except Rejected:
-            return None
-
     def _version_of(
         self,
         attribute: Attribute,
@@ -457,23 +203,38 @@ class Reconciler:
         """Map an attribute: as if for the first time, or as the version after another one."""
         return indicators.indicator_of(
             attribute,
-            self._events.get(event.uuid) if event is not None else None,
+            self.contexts.event_of(event) if event is not None else None,
             created=created,
             last_modified=last_modified,
-            lifetime=self._lifetime(attribute.type),
-            url=self._config.api.host if self._config.api.key else None,
+            lifetime=self._lifetimes.get(attribute.type, self._lifetime),
+            source=self.source,
+            url=self._url,
         )
+
+    def _waits_for_tags(
+        self, attribute: Attribute, event: Context | None, entry: Entry | None
+    ) -> bool:
+        """Ask for the event's tags, if a filter needs them and they are not known."""
+        if not self.filters.needs_tags or (event is not None and event.tags is not None):
+            return False
+        reference = event.uuid if event is not None else str(attribute.event_id or "")
+        if not self.ask(reference):
+            return False
+        if entry is None:
+            # The whole event comes, and this attribute with it, however old it is.
+            self.index.put(_announced(attribute, event))
+        return True
 
     def _is_held_back(self, entry: Entry | None, attribute: Attribute) -> bool:
         """Say whether sightings have withdrawn what has not been edited since."""
         if entry is None:
             return False
-        limit = self._config.false_positive_limit
-        if limit and entry.false_positives >= limit:
+        if self._limit and entry.false_positives >= self._limit:
             return True
         return (attribute.timestamp or 0) <= entry.expired_at
 
-    def _withdraw(self, entry: Entry | None, **changes: Any) -> None:
+    def withdraw(self, entry: Entry | None, **changes: Any) -> None:
+        """Withdraw an attribute, if it is published, and note `changes` of its entry."""
         if entry is None:
             return
         if entry.published:
@@ -485,121 +246,96 @@ class Reconciler:
                 entry.modified,
                 at=int(self._now() * 1000),
                 marking_refs=entry.marking_refs.split(),
+                source=self.source,
             )
             self.counters.withdrawn += 1
-            self._out.append(Message(INDICATOR, version.data))
+            self.handover.add(INDICATOR, version.data)
             changes |= {"published": False, "modified": version.modified}
         if changes:
-            self._index.put(msgspec.structs.replace(entry, **changes))
+            self.index.put(msgspec.structs.replace(entry, **changes))
 
-    def _expire(self, entry: Entry, sighting: model.Sighting) -> None:
-        self._withdraw(entry, expired_at=sighting.date_sighting or int(self._now()))
+    # Sightings.
+
+    def apply_sighting(
+        self, sighting: model.Sighting, *, added: bool = True, from_rest: bool = False
+    ) -> None:
+        """Publish a sighting that was added, unless it came from here; count what speaks against.
+
+        Raises `Rejected`.
+        """
+        uuid = sightings.attribute_uuid_of(sighting)
+        if uuid is None:
+            raise Rejected(f"sighting {sighting.uuid}: names no attribute")
+        if sighting.uuid is not None:
+            note = self.index.add_sighting if added else self.index.remove_sighting
+            if not note(sighting.uuid.lower()):
+                # It has come before, and counts once.
+                return
+        entry = self.index.entry(uuid)
+        kind = sightings.kind_of(sighting)
+        if kind is sightings.Kind.EXPIRATION:
+            if added and entry is not None:
+                self._expire(entry, sighting, from_rest=from_rest)
+            return
+        if kind is sightings.Kind.FALSE_POSITIVE and entry is not None:
+            self._count_false_positive(entry, 1 if added else -1)
+        if not added or self._is_ours(sighting):
+            return
+        found = sightings.sighting_of(sighting, attribute_uuid=uuid, source=self.source)
+        if found is not None:
+            self.counters.sightings += 1
+            self.handover.add(SIGHTING, found)
+
+    def _expire(self, entry: Entry, sighting: model.Sighting, *, from_rest: bool) -> None:
+        moment = min(sighting.date_sighting or int(self._now()), model.MAX_EPOCH)
+        # REST does not say in which order an edit and an expiration came.
+        if not from_rest or entry.edited <= moment:
+            self.withdraw(entry, expired_at=max(moment, entry.expired_at))
 
     def _count_false_positive(self, entry: Entry, by: int) -> None:
         count = max(0, entry.false_positives + by)
-        limit = self._config.false_positive_limit
-        if limit and count >= limit:
-            self._withdraw(entry, false_positives=count)
+        if self._limit and count >= self._limit:
+            self.withdraw(entry, false_positives=count)
             return
-        self._index.put(msgspec.structs.replace(entry, false_positives=count))
-        if limit and by < 0 and count == limit - 1 and not entry.published:
+        self.index.put(msgspec.structs.replace(entry, false_positives=count))
+        if self._limit and by < 0 and count == self._limit - 1 and not entry.published:
             # Nothing speaks against it any more.
-            self._ask(entry.event)
+            self.ask(entry.event)
 
-    def _lifetime(self, kind: str) -> int | None:
-        """Give the seconds that an indicator of this type is valid; None: for ever."""
-        days = self._config.valid_for.get(kind, self._config.valid_for.get("default", 0.0))
-        return int(days * 86_400) or None
+    # Messages beside answers of REST.
 
-    # Events.
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask REST and apply its answer within: what messages say meanwhile is newer."""
+        with self.handover.lock:
+            self._told = set()
+        try:
+            yield
+        finally:
+            with self.handover.lock:
+                self._told = None
 
-    def _known(self, uuid: str) -> Context | None:
-        known = self._contexts.get(uuid)
-        if known is None and (data := self._index.event(uuid)) is not None:
-            known = self._keep(_CONTEXTS.decode(data))
-        return known
+    def tell(self, uuid: str) -> None:
+        """Note that a message has told of an attribute, or of all of an event."""
+        if self._told is not None:
+            self._told.add(uuid)
 
-    def _keep(self, context: Context) -> Context:
-        if len(self._contexts) >= MAX_CONTEXTS:
-            self._forget_contexts()
-        self._contexts[context.uuid] = context
-        self._events[context.uuid] = _event_of(context)
-        return context
+    def is_overtaken(self, uuid: str) -> bool:
+        """Say whether a message has told of an attribute or an event since REST was asked."""
+        return self._told is not None and uuid in self._told
 
-    def _forget_contexts(self) -> None:
-        self._contexts.clear()
-        self._events.clear()
-        self._last_excerpt = None
+    # What else there is to say and to ask.
 
-    def _context_of(
-        self, event: Event | None, attribute: Attribute, *, visible: bool = False
-    ) -> Context | None:
-        """Give what is known of an attribute's event, with what its message adds."""
-        if event is None or not event.uuid:
-            uuid = self._index.event_with_id(str(attribute.event_id or ""))
-            return self._known(uuid) if uuid else None
-        said = (
-            event.uuid,
-            event.id,
-            event.info,
-            event.threat_level_id,
-            event.orgc_id,
-            event.tags,
-            event.event_tags,
-            visible,
-        )
-        if self._last_excerpt is not None and self._last_excerpt[0] == said:
-            context = self._last_excerpt[1]
-            # Unless something else was said of it meanwhile.
-            if self._contexts.get(context.uuid) is context:
-                return context
-        known = self._known(event.uuid.lower())
-        context = self._remember(event, known, excerpt=True, visible=visible)
-        self._last_excerpt = (said, context)
-        return context
+    def ask(self, event: str, *, whole: bool = False) -> bool:
+        """Have an event asked for over REST, by id or UUID; False where there is none to ask.
 
-    def _remember(
-        self,
-        event: Event,
-        known: Context | None,
-        *,
-        excerpt: bool = False,
-        visible: bool = False,
-    ) -> Context:
-        """Note what an event says of itself.
-
-        An `excerpt` stands in an attribute's message; `visible` is what REST has shown.
+        `whole` is whether all of it comes onto the bus: otherwise what is older than the first
+        start, and has never been there, does not.
         """
-        uuid = _uuid_of(event)
-        said = event.tags is not None or event.event_tags is not None
-        tags = tuple((tag.name, tag.exportable is not False) for tag in event.all_tags())
-        orgc = event.orgc
-        context = Context(
-            uuid=uuid,
-            id=str(event.id or (known.id if known else "")),
-            info=event.info or (known.info if known else ""),
-            threat_level=event.threat_level_id or (known.threat_level if known else 4),
-            org=(
-                (str(orgc.id or event.orgc_id or ""), orgc.uuid or "", orgc.name or "")
-                if orgc is not None
-                else (known.org if known else (str(event.orgc_id or ""), "", ""))
-            ),
-            tags=tags if said else (known.tags if known else None),
-            deleted=excerpt and known is not None and known.deleted,
-            visible=visible or (known is not None and known.visible),
-        )
-        if known is not None and context == known:
-            return known
-        self._put_context(context)
-        return context
-
-    def _put_context(self, context: Context) -> None:
-        self._index.put_event(context.uuid, context.id, msgspec.json.encode(context))
-        self._keep(context)
-
-    def _ask(self, event: str) -> bool:
-        """Have an event asked for over REST; False where there is none to ask."""
+        if not event:
+            return False
         if self._refresh(event):
+            self.index.put_missing(event, whole=whole)
             return True
         self._log.log(
             "no api",
@@ -610,7 +346,8 @@ class Reconciler:
         )
         return False
 
-    def _hold(self, what: str) -> None:
+    def hold(self, what: str) -> None:
+        """Say that a change waits for the publication of its event."""
         self.counters.held += 1
         self._log.log(
             "held",
@@ -620,105 +357,54 @@ class Reconciler:
             what,
         )
 
-    # To the bus.
+    def reject(self, reason: str, data: bytes) -> None:
+        """Keep what cannot be read."""
+        self.counters.rejected += 1
+        self._reject(reason, data)
 
-    @contextmanager
-    def _publishing(self) -> Iterator[None]:
-        """Have a turn: write what is published within, then hand it to the bus."""
-        with self._turn:
-            self._recover()
-            with self._lock, self._all_or_nothing():
-                yield
-                number = self._write_out()
-            self._hand_over(number)
+    def knows(self, uuid: str) -> bool:
+        """Say whether an attribute was ever published. Callable from any thread, at any time."""
+        with self.handover.lock, self.index.reading():
+            entry = self.index.entry(uuid)
+            return entry is not None and bool(entry.content)
 
-    @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
+    def current(self, attribute: Attribute) -> bytes | None:
+        """Give the indicator that an attribute is now, as a snapshot has it; None if it is none.
+
+        Callable from any thread, at any time.
+        """
+        with self.handover.lock, self.index.reading():
+            entry = self.index.entry(attribute.uuid)
+            event = attribute.event
+            context = self.contexts.described(event) if event is not None and event.uuid else None
+            return self._as_it_is(attribute, context, entry)
+
+    def _as_it_is(
+        self, attribute: Attribute, event: Context | None, entry: Entry | None
+    ) -> bytes | None:
+        if not attribute.to_ids or attribute.deleted or self._is_held_back(entry, attribute):
+            return None
+        if not self.filters.let_pass(attribute, event):
+            return None
         try:
-            with self._index.transaction():
-                yield
-        except BaseException:
-            # What is not on disk has not happened.
-            self._out.clear()
-            self._forget_contexts()
-            raise
-
-    def _write_out(self) -> int:
-        return self._index.put_out([(m.topic, m.data) for m in self._out]) if self._out else 0
-
-    def _hand_over(self, number: int) -> None:
-        """Hand to the bus what is on disk; what it does not take, the next start hands over."""
-        with self._lock:
-            messages, self._out = self._out, []
-        if not messages:
-            return
-        try:
-            self._bus.put(messages)
-        except Overflow:
-            return
-        with self._lock:
-            self._handed_over = number
-            self._unsettled += len(messages)
-        if self._unsettled >= MAX_UNSETTLED:
-            # A bus that takes them and passes none on is full before long, and `put` waits.
-            self._unsettled = 0
-            self.settle(wait=True)
-
-    def recover(self) -> None:
-        """Hand over what the last run may not have."""
-        with self._turn:
-            self._recover()
-
-    def _recover(self) -> None:
-        if self._recovered:
-            return
-        self._recovered = True
-        with self._lock:
-            number, documents = self._index.outbox()
-            self._out = [Message(topic, data) for topic, data in documents]
-        if documents:
-            logger.info(
-                "%s: %d messages of the last run are published again", self._name, len(documents)
-            )
-        self._hand_over(number)
-
-    def settle(self, *, wait: bool = False) -> None:
-        """Forget the messages that the bus has passed on: no start publishes them again."""
-        with self._lock:
-            number = self._handed_over
-        if number and self._bus.has_passed_on(wait=wait):
-            with self._lock, self._index.transaction():
-                self._index.settle(number)
-                if number == self._handed_over:
-                    self._handed_over = self._unsettled = 0
+            # As it was published, so that it does not overwrite what is newer.
+            known = entry is not None and entry.content
+            published = (entry.created, entry.modified - 1) if entry and known else (None, None)
+            return self._version_of(attribute, event, *published).data
+        except Rejected:
+            return None
 
 
-class _Keys(msgspec.Struct):
-    attribute: msgspec.Raw | msgspec.UnsetType = msgspec.field(
-        name="Attribute", default=msgspec.UNSET
-    )
-    sighting: msgspec.Raw | msgspec.UnsetType = msgspec.field(
-        name="Sighting", default=msgspec.UNSET
-    )
-    event: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="Event", default=msgspec.UNSET)
-    tag: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="Tag", default=msgspec.UNSET)
-
-
-_KEYS: Final = msgspec.json.Decoder(_Keys)
-_CONTEXTS: Final = msgspec.json.Decoder(Context)
-
-
-def _uuid_of(event: Event) -> str:
-    if not event.uuid or not model.is_uuid(event.uuid.lower()):
-        raise Rejected(f"event {event.id}: no UUID")
-    return event.uuid.lower()
-
-
-def _event_of(context: Context) -> Event:
-    """Give the event as the mapping reads it."""
-    return Event(
-        uuid=context.uuid,
-        info=context.info,
-        threat_level_id=context.threat_level,
-        tags=[Tag(name, exportable=exportable) for name, exportable in context.tags or ()],
+def _announced(attribute: Attribute, event: Context | None) -> Entry:
+    """Give the entry of an attribute of which nothing is published yet."""
+    return Entry(
+        uuid=attribute.uuid,
+        event=event.uuid if event is not None else "",
+        pattern="",
+        pattern_type="",
+        created=0,
+        modified=0,
+        marking_refs="",
+        published=False,
+        content=b"",
     )

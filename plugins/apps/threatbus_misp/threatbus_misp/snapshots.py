@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from threatbus.data import MessageType, SnapshotRequest
-from threatbus.errors import Rejected
-from threatbus.intake import Intake
+from threatbus.errors import Overflow, Rejected
 from threatbus.messages import SNAPSHOT_ENVELOPE, Message
 from threatbus_misp.config import InstanceConfig
 from threatbus_misp.mapping import model, sightings
 from threatbus_misp.reconciler import Reconciler
-from threatbus_misp.rest import AttributeFilter, MispApi, MispError
+from threatbus_misp.rest import AttributeFilter, MispApi
+from threatbus_misp.rest_errors import MispError
 
 logger = logging.getLogger("threatbus.misp.snapshots")
 
@@ -25,24 +25,27 @@ def answer(
     api: MispApi,
     reconciler: Reconciler,
     request: SnapshotRequest,
-    inq: Intake,
+    put: Callable[[Sequence[Message]], None],
     running: Callable[[], bool],
     now: Callable[[], float] = time.time,
 ) -> None:
-    """Put an envelope for each object on inq; a MISP that fails ends the answer with a log line."""
+    """`put` an envelope for each object; a MISP that fails ends the answer with a log line.
+
+    So does a bus that is stopping: `put` raises `Overflow` then, `running` gives False.
+    """
     since = int(now() - request.snapshot.total_seconds())
     pages = (
         _indicators(config, api, reconciler, since, running)
         if request.snapshot_type is MessageType.INDICATOR
-        else _sightings(api, since, running)
+        else _sightings(api, reconciler.source, since, running)
     )
     head = _head(request)
     count = 0
     try:
         for bodies in pages:
-            inq.put_many([Message(SNAPSHOT_ENVELOPE, head + body + b"}") for body in bodies])
+            put([Message(SNAPSHOT_ENVELOPE, head + body + b"}") for body in bodies])
             count += len(bodies)
-    except MispError as error:
+    except (MispError, Overflow) as error:
         logger.warning("%s: the snapshot ends after %d objects: %s", name, count, error)
         return
     logger.info("%s: %d objects for a snapshot of %s", name, count, request.snapshot)
@@ -82,12 +85,14 @@ def _indicators(
         yield bodies
 
 
-def _sightings(api: MispApi, since: int, running: Callable[[], bool]) -> Iterator[list[bytes]]:
+def _sightings(
+    api: MispApi, source: str, since: int, running: Callable[[], bool]
+) -> Iterator[list[bytes]]:
     for page in api.sightings(since, running=running):
         bodies = []
         for found in page:
             try:
-                body = sightings.sighting_of(model.read_sighting(found))
+                body = sightings.sighting_of(model.read_sighting(found), source=source)
             except Rejected:
                 continue
             if body is not None:

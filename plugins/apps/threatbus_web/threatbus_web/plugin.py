@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging as std_logging
 import socket
 import threading
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 import threatbus
+from threatbus.doctor import Check
 from threatbus.errors import ConfigError, InvalidConfig, PluginError
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
@@ -106,6 +109,16 @@ class WebPlugin:
         if self._server is not None:
             self._server.close()
         self._server = self._history = None
+
+    @threatbus.app
+    def diagnose(
+        self, section: msgspec.Struct | None, state_directory: Path, bus_pid: int | None
+    ) -> Iterable[Check]:
+        """Give the checks of `threatbus doctor`."""
+        from threatbus_web.doctor import checks  # noqa: PLC0415 (the bus needs it not)
+
+        settings = section if isinstance(section, WebConfig) else WebConfig()
+        return checks(settings, state_directory, bus_pid)
 
 
 def _listen(host: str, port: int, backlog: int) -> socket.socket:

@@ -9,7 +9,7 @@ are milliseconds since 1970, UTC.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -27,13 +27,37 @@ SOURCE: Final = "MISP"
 MAX_NAME: Final = 200
 MAX_TEXT: Final = 4_000
 
-_X_SOURCE: Final = ThreatBusSTIX2Constants.X_THREATBUS_SOURCE.value
-_X_UPDATE: Final = ThreatBusSTIX2Constants.X_THREATBUS_UPDATE.value
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class Unmapped(Rejected):
     """An attribute of a type that no pattern can express (``comment``, ``text``, …): no fault."""
+
+
+class _Indicator(msgspec.Struct, omit_defaults=True, tag_field="type", tag="indicator"):
+    """The STIX document; what has its default here is not in it."""
+
+    spec_version: str
+    id: str
+    created: str
+    modified: str
+    pattern: str
+    pattern_type: str
+    valid_from: str
+    source: str = msgspec.field(name=ThreatBusSTIX2Constants.X_THREATBUS_SOURCE.value)
+    pattern_version: str | None = None
+    name: str | None = None
+    description: str | None = None
+    valid_until: str | None = None
+    labels: Sequence[str] = ()
+    kill_chain_phases: Sequence[dict[str, str]] = ()
+    confidence: int | None = None
+    object_marking_refs: Sequence[str] = ()
+    external_references: Sequence[dict[str, str]] = ()
+    revoked: bool = False
+    update: str | None = msgspec.field(
+        name=ThreatBusSTIX2Constants.X_THREATBUS_UPDATE.value, default=None
+    )
 
 
 class Version(NamedTuple):
@@ -91,29 +115,27 @@ def indicator_of(
     first = edited if created is None else created
     modified = later(max(edited, first), last_modified)
     marks = marks_of(attribute.tags or (), event_tags)
-    document = _head(attribute.uuid, pattern, first, modified, source)
-    document["name"] = _name_of(attribute.value)
-    if description := _description(attribute.comment, event):
-        document["description"] = description
+    indicator = _head(attribute.uuid, pattern, first, modified, source)
+    indicator.name = _name_of(attribute.value)
+    indicator.description = _description(attribute.comment, event)
     until = None if lifetime is None else max(edited, first) + max(lifetime, 1) * 1000
     # A lifetime that leads beyond the calendar is none.
     if until is not None and until <= MAX_MOMENT_MS:
-        document["valid_until"] = to_stix(until)
+        indicator.valid_until = to_stix(until)
     labels = [f'misp:type="{attribute.type}"']
     if attribute.category:
         labels.append(f'misp:category="{attribute.category}"')
-        document["kill_chain_phases"] = [
-            {"kill_chain_name": "misp-category", "phase_name": attribute.category}
-        ]
+        indicator.kill_chain_phases = (
+            {"kill_chain_name": "misp-category", "phase_name": attribute.category},
+        )
     labels += marks.labels
-    document["labels"] = labels
-    if marks.confidence is not None:
-        document["confidence"] = marks.confidence
-    if marks.marking_refs:
-        document["object_marking_refs"] = marks.marking_refs
+    indicator.labels = labels
+    indicator.confidence = marks.confidence
+    indicator.object_marking_refs = marks.marking_refs
     if event is not None and event.uuid:
-        document["external_references"] = [_reference(event.uuid, source, url)]
-    return Version(_encode(document), attribute.uuid, *pattern, first, modified, marks.marking_refs)
+        indicator.external_references = (_reference(event.uuid, source, url),)
+    data = _encode(indicator)
+    return Version(data, attribute.uuid, *pattern, first, modified, marks.marking_refs)
 
 
 def withdrawal_of(
@@ -134,12 +156,11 @@ def withdrawal_of(
     `marking_refs` should be those of the last version: the pattern is no less sensitive now.
     """
     modified = later(max(at, created), last_modified)
-    document = _head(uuid, Pattern(pattern, pattern_type), created, modified, source)
-    document["revoked"] = True
-    document[_X_UPDATE] = Operation.REMOVE.value
-    if marking_refs:
-        document["object_marking_refs"] = marking_refs
-    return Version(_encode(document), uuid, pattern, pattern_type, created, modified, marking_refs)
+    indicator = _head(uuid, Pattern(pattern, pattern_type), created, modified, source)
+    indicator.revoked = True
+    indicator.update = Operation.REMOVE.value
+    indicator.object_marking_refs = tuple(marking_refs)
+    return Version(_encode(indicator), uuid, pattern, pattern_type, created, modified, marking_refs)
 
 
 def _pattern_of(attribute: Attribute) -> Pattern:
@@ -152,22 +173,19 @@ def _pattern_of(attribute: Attribute) -> Pattern:
     return pattern
 
 
-def _head(uuid: str, pattern: Pattern, created: int, modified: int, source: str) -> dict[str, Any]:
+def _head(uuid: str, pattern: Pattern, created: int, modified: int, source: str) -> _Indicator:
     first = to_stix(created)
-    document: dict[str, Any] = {
-        "type": "indicator",
-        "spec_version": "2.1",
-        "id": indicator_id(uuid),
-        "created": first,
-        "modified": first if modified == created else to_stix(modified),
-        "pattern": pattern.text,
-        "pattern_type": pattern.pattern_type,
-        "valid_from": first,
-        _X_SOURCE: source,
-    }
-    if pattern.pattern_type == STIX:
-        document["pattern_version"] = "2.1"
-    return document
+    return _Indicator(
+        spec_version="2.1",
+        id=indicator_id(uuid),
+        created=first,
+        modified=first if modified == created else to_stix(modified),
+        pattern=pattern.text,
+        pattern_type=pattern.pattern_type,
+        valid_from=first,
+        source=source,
+        pattern_version="2.1" if pattern.pattern_type == STIX else None,
+    )
 
 
 def _reference(event_uuid: str, source: str, url: str | None) -> dict[str, str]:
@@ -185,13 +203,13 @@ def _name_of(value: str) -> str:
     return _cut(line, MAX_NAME)
 
 
-def _description(comment: str | None, event: Event | None) -> str:
+def _description(comment: str | None, event: Event | None) -> str | None:
     parts = []
     if comment:
         parts.append(_cut(comment, MAX_TEXT))
     if event is not None and event.info:
         parts.append(_cut(f"MISP event: {event.info}", MAX_TEXT))
-    return "\n".join(parts)
+    return "\n".join(parts) or None
 
 
 def _cut(text: str, length: int) -> str:

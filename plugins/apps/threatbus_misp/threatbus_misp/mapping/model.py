@@ -11,7 +11,7 @@ All readers raise `Rejected`, with the attribute's UUID in the reason where the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -200,6 +200,24 @@ class SightingMessage(msgspec.Struct):
     action: str | None = None
 
 
+#: Any message that tells of a change.
+Message: TypeAlias = AttributeMessage | EventMessage | TagMessage | SightingMessage
+
+
+class _Keys(msgspec.Struct):
+    """Tells the messages apart: each is named by its first key."""
+
+    attribute: msgspec.Raw | msgspec.UnsetType = msgspec.field(
+        name="Attribute", default=msgspec.UNSET
+    )
+    sighting: msgspec.Raw | msgspec.UnsetType = msgspec.field(
+        name="Sighting", default=msgspec.UNSET
+    )
+    event: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="Event", default=msgspec.UNSET)
+    tag: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="Tag", default=msgspec.UNSET)
+
+
+_keys = msgspec.json.Decoder(_Keys)
 _attribute_messages = msgspec.json.Decoder(AttributeMessage, strict=False)
 _event_messages = msgspec.json.Decoder(EventMessage, strict=False)
 _tag_messages = msgspec.json.Decoder(TagMessage, strict=False)
@@ -217,6 +235,26 @@ def is_uuid(text: str) -> bool:
         and text.encode(errors="replace").translate(_TO_SHAPE) == _UUID_SHAPE
         and text[19] in "89abAB"
     )
+
+
+def decode_message(data: bytes) -> Message:
+    """Read a message of whatever kind, as its keys say."""
+    # As MISP writes nearly all of them.
+    if data.startswith(b'{"Attribute"'):
+        return decode_attribute_message(data)
+    try:
+        keys = _keys.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected(_line(f"not a JSON object: {error}")) from None
+    if keys.attribute is not msgspec.UNSET:
+        return decode_attribute_message(data)
+    if keys.sighting is not msgspec.UNSET:
+        return decode_sighting_message(data)
+    if keys.event is not msgspec.UNSET:
+        return decode_event_message(data)
+    if keys.tag is not msgspec.UNSET:
+        return decode_tag_message(data)
+    raise Rejected("no Attribute, Event, Tag or Sighting")
 
 
 def decode_attribute_message(data: bytes) -> AttributeMessage:

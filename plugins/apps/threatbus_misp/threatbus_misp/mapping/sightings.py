@@ -24,6 +24,9 @@ X_SIGHTING_TYPE: Final = "x_threatbus_misp_sighting_type"
 TRUE_POSITIVE: Final = "sighting"
 FALSE_POSITIVE: Final = "false-positive"
 
+#: In the context of a sighting that a MISP has told: its UUID there.
+MISP_SIGHTING: Final = "misp_sighting"
+
 #: Longest source in characters; MISP answers 500 to what its column cannot hold.
 MAX_SOURCE: Final = 255
 
@@ -101,13 +104,13 @@ def sighting_of(
     }
     if value := (sighting.attribute.value if sighting.attribute is not None else sighting.value):
         document[_X_VALUE] = value
-    if context := _context(sighting):
-        document[_X_CONTEXT] = context
+    document[_X_CONTEXT] = _context(sighting, uuid)
     return _encode(document)
 
 
-def _context(sighting: Sighting) -> dict[str, str]:
-    context = {}
+def _context(sighting: Sighting, uuid: str) -> dict[str, str]:
+    # Which no sensor's sighting has: by this, one that a MISP has told is known on its way back.
+    context = {MISP_SIGHTING: uuid}
     if sighting.source:
         context["misp_source"] = sighting.source
     if sighting.organisation is not None and sighting.organisation.name:
@@ -164,6 +167,7 @@ class _StixSighting(msgspec.Struct):
         name=ThreatBusSTIX2Constants.X_THREATBUS_INDICATOR.value, default=None
     )
     sighting_type: Any = msgspec.field(name=X_SIGHTING_TYPE, default=None)
+    context: Any = msgspec.field(name=_X_CONTEXT, default=None)
 
 
 _decode_stix: Final = msgspec.json.Decoder(_StixSighting, strict=False).decode
@@ -196,7 +200,7 @@ def request_of(data: bytes, *, source: str = "Threat Bus") -> Request | None:
         source=(said if isinstance(said, str) and said else source)[:MAX_SOURCE],
         timestamp=_seconds(found.last_seen or found.created),
         count=count,
-        from_misp=found.sighting_type in (TRUE_POSITIVE, FALSE_POSITIVE),
+        from_misp=isinstance(found.context, dict) and MISP_SIGHTING in found.context,
     )
 
 

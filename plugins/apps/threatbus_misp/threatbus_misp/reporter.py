@@ -1,0 +1,107 @@
+"""Sightings on the bus to MISP: which of them are reported, and which MISP has from here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from threatbus.errors import Rejected
+from threatbus.logger import RateLimited
+from threatbus.messages import SIGHTING, Message
+from threatbus.queues import MessageQueue
+from threatbus.workers import StoppableWorker
+from threatbus_misp.mapping import model, sightings
+from threatbus_misp.outbox import Outbox
+from threatbus_misp.outbox_store import OutgoingSighting
+
+logger = logging.getLogger("threatbus.misp.sightings")
+
+#: Sightings that are taken from the outq at once.
+BATCH: Final = 500
+
+
+class Reporter(StoppableWorker):
+    """Takes sightings from the bus and puts those that are this MISP's into its outbox.
+
+    `knows` says whether an attribute was ever published; `by_value` is whether a sighting of any
+    other is reported by its value.
+
+    Started by the instance. Blocks on its outq, which `stop` closes; the outbox takes what it is
+    given at once. Ends with its outq.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        outq: MessageQueue,
+        outbox: Outbox,
+        knows: Callable[[str], bool],
+        by_value: bool,
+    ) -> None:
+        super().__init__(name=f"{name} sightings")
+        self._instance = name
+        self.outq = outq
+        self._outbox = outbox
+        self._knows = knows
+        self._by_value = by_value
+        self._log = RateLimited(logger)
+
+    def run(self) -> None:
+        """Take until the outq is closed."""
+        while self._running() and not self.outq.closed:
+            batch = self.outq.get_many(BATCH, timeout=None, finish=False)
+            for message in batch:
+                self._report(message)
+            self.outq.task_done(len(batch))
+
+    def stop(self) -> None:
+        """Ask the worker to end and wake it."""
+        super().stop()
+        self.outq.close()
+
+    def _report(self, message: Message) -> None:
+        if message.topic != SIGHTING:
+            return
+        try:
+            request = sightings.request_of(message.data)
+        except Rejected as error:
+            self._log.log(
+                "sighting", logging.WARNING, "%s: not reported: %s", self._instance, error
+            )
+            return
+        if request is None or request.from_misp:
+            return
+        known = request.uuid is not None and self._knows(request.uuid)
+        by_value = self._by_value and request.value is not None
+        if not known and not by_value:
+            return
+        self._outbox.put(
+            OutgoingSighting(
+                attribute=request.uuid if known else None,
+                seen=request.timestamp or int(time.time()),
+                value=request.value if by_value else None,
+                kind=str(request.type.value),
+                source=request.source,
+                count=request.count,
+            )
+        )
+
+
+def is_ours(outbox: Outbox, sighting: model.Sighting) -> bool:
+    """Say whether a sighting that MISP announces is one that has gone through `outbox`."""
+    attribute = sighting.attribute
+    return outbox.is_ours(
+        {
+            "uuid": sighting.uuid or "",
+            "type": str(sighting.type or 0),
+            "source": sighting.source or "",
+            "date_sighting": sighting.date_sighting or 0,
+            "attribute_uuid": sightings.attribute_uuid_of(sighting) or "",
+            "Attribute": {
+                "uuid": attribute.uuid if attribute is not None else "",
+                "value": attribute.value if attribute is not None else (sighting.value or ""),
+            },
+        }
+    )
