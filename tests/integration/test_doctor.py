@@ -177,8 +177,10 @@ def test_clients_files_that_let_nobody_in_are_found(start_bus: Buses, tmp_path: 
 
 
 def test_a_token_file_that_holds_none_is_found(start_bus: Buses, tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    config = start_bus.config({"web": {"port": free_port(), "token_file": str(token)}})
+    token = tmp_path / "web.token"
+    config = start_bus.config({"web": {"port": free_port()}}, state_directory=str(tmp_path))
+    assert "is made at the first start" in Findings(config)("token").detail
+    token.write_bytes(b"\xff\xfe")
     assert "cannot be read" in Findings(config)("token").detail
     token.write_text("short")
     assert "no usable token" in Findings(config)("token").detail
