@@ -55,6 +55,8 @@ def over_the_bus(node: TenzirNode, count: int) -> Ingested:
         wrapper = Wrapper(config)
         try:
             _wait_for(lambda: wrapper.app.connected and wrapper.live.runs)
+            # The pipeline of live matching needs the processor for its start.
+            time.sleep(1)
             before = wrapper.engine.started
             seconds = _publish_and_wait(wrapper, bus.doors, count)
             pipelines = wrapper.engine.started - before

@@ -34,6 +34,10 @@ BATCH_BYTES = 1024 * 1024
 MESSAGE_OVERHEAD_BYTES = 130
 
 
+#: Seconds after which a queue times another message: often enough, and no burden to a quick one.
+TIMING_SECS = 0.01
+
+
 class OverflowPolicy(StrEnum):
     """What happens when a queue is full."""
 
@@ -127,11 +131,13 @@ class MessageQueue:
         self._closed = False
         # Set by consume(): batches go straight to it instead of into the deque.
         self._consumer: Callable[[Sequence[Message]], None] | None = None
-        # Set by time_with(). One message at a time is timed: since when, and how many are before
-        # it plus itself; 0 while none is.
+        # Set by time_with(). One message at a time is followed: its id, and how many are before it
+        # plus itself, 0 while none is. If it is timed, too, since when; when the next one may be.
         self._stopwatch: Stopwatch | None = None
-        self._timed_since = 0.0
+        self._timed_id: int | str = 0
         self._timed_place = 0
+        self._timed_since = 0.0
+        self._next_timing = 0.0
 
     # Messages in batches: how the parts of the bus talk to each other.
 
@@ -237,7 +243,7 @@ class MessageQueue:
         self._on_overflow.append(callback)
 
     def time_with(self, stopwatch: Stopwatch) -> None:
-        """Have messages timed from their acceptance until they are taken, one after the other."""
+        """Have a message timed until it is taken, and another every `TIMING_SECS`."""
         self._stopwatch = stopwatch
 
     @property
@@ -410,19 +416,25 @@ class MessageQueue:
         self._timed_place = 0
 
     def _begin_timing(self, stopwatch: Stopwatch, batch: Sequence[Message]) -> None:
-        """Time the first of `batch`, which has just been appended, unless it is another bus's."""
-        started = stopwatch.started(batch[0].id)
-        if started is not None:
-            self._timed_since = started
-            self._timed_place = len(self._messages) - len(batch) + 1
+        """Follow the first of `batch`, which has just been appended; now and then time it."""
+        self._timed_id = batch[0].id
+        self._timed_place = len(self._messages) - len(batch) + 1
+        self._timed_since = 0.0
+        now = time.monotonic()
+        if now >= self._next_timing:
+            self._next_timing = now + TIMING_SECS
+            self._timed_since = stopwatch.started(self._timed_id) or 0.0
 
     def _end_timing(self, taken: int) -> float:
-        """Give since when the timed message was under way, 0 if it is not among those taken."""
+        """Give since when the timed message was under way; 0 if none that was taken is timed."""
         self._timed_place = max(0, self._timed_place - taken)
         return 0.0 if self._timed_place else self._timed_since
 
     def _lag(self) -> float:
-        return round(time.monotonic() - self._timed_since, 3) if self._timed_place else 0.0
+        if not self._timed_place or self._stopwatch is None:
+            return 0.0
+        since = self._timed_since or self._stopwatch.started(self._timed_id)
+        return round(time.monotonic() - since, 3) if since else 0.0
 
     def _finish(self, count: int) -> None:
         self._unfinished -= count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Protocol
 
 from threatbus.logger import RateLimited
@@ -12,6 +13,8 @@ from threatbus.messages import Message
 from threatbus.queues import size_of
 
 logger = logging.getLogger("threatbus.routing")
+
+_topic_of = attrgetter("topic")
 
 
 class Outlet(Protocol):
@@ -53,7 +56,7 @@ class TopicTable:
 
     def deliver(self, batch: Sequence[Message]) -> None:
         """Hand every message of `batch` to each outlet whose topics match it, in order."""
-        topics = {message.topic for message in batch}
+        topics = set(map(_topic_of, batch))
         if len(topics) == 1:
             size = size_of(batch)
             for outlet in self._matching(topics.pop()):

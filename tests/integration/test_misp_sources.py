@@ -16,6 +16,7 @@ import yaml
 import zmq
 from helpers.buses import Buses, OpenApp
 from helpers.waiting import SOON, eventually, finished
+from threatbus_misp import receiver_kafka
 from threatbus_misp.config import KafkaConfig
 from threatbus_misp.missing import Missing
 from threatbus_misp.receiver_kafka import KafkaSource
@@ -132,8 +133,9 @@ def test_a_topic_that_does_not_exist_is_named_beside_those_that_do(
 
 
 def test_a_kafka_that_is_away_is_named_and_the_bus_stops_all_the_same(
-    start: Start, caplog: pytest.LogCaptureFixture
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(receiver_kafka, "METADATA_SECS", 1)
     servers = "127.0.0.1:9"
     bus = start({"kafka": {"topics": ["a"], "config": {"bootstrap.servers": servers}}})
     eventually(lambda: servers in caplog.text)

@@ -176,12 +176,13 @@ def test_a_wrapper_that_was_killed_leaves_nothing_behind_and_goes_on_when_it_ret
         second.says("live matching runs")
         eventually(lambda: set(node.table(settings.table)) == {name}, SECONDS)
 
+        seen = {"of": [f"{name} of kind LIVE", "$HOME"], "event": {"q": name}}
+
         def matched() -> bool:
             node.import_events([{"q": name}])
-            return bool(second.prints())
+            return seen in second.prints()
 
         eventually(matched, SECONDS)
-        assert {"of": [f"{name} of kind LIVE", "$HOME"], "event": {"q": name}} in second.prints()
         eventually(lambda: metrics.exists() and "indicators=1i" in metrics.read_text())
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(SECONDS) == 0

@@ -80,28 +80,26 @@ def test_every_kind_is_found_in_stored_and_in_new_events_and_no_more_once_withdr
 ) -> None:
     kinds = five_kinds()
     documents = [document for document, _ in kinds.values()]
-    before, after = (
-        {kind: {**event, "when": when} for kind, (_, event) in kinds.items()}
-        for when in ("before", "after")
-    )
-    running.node.import_events(before.values())
+    events = {kind: event for kind, (_, event) in kinds.items()}
+    running.node.import_events(events.values())
     running.platform.publish(*documents)
     for kind, (document, _) in kinds.items():
         (found,) = running.platform.awaits(document, "RETRO")
-        assert found.x_threatbus_sighting_context == before[kind]
+        assert found.x_threatbus_sighting_context == events[kind]
         assert found.x_threatbus_indicator_value in document["pattern"].replace("\\", "")
     running.written()
-    running.node.import_events(after.values())
+    running.searched()
+    running.node.import_events(events.values())
     for kind, (document, _) in kinds.items():
         (found,) = running.platform.awaits(document, "LIVE")
-        assert found.x_threatbus_sighting_context == after[kind]
+        assert found.x_threatbus_sighting_context == events[kind]
     running.platform.withdraw(*documents)
     name = host()
     running.platform.publish(other := domain(name))
     running.forgotten(*documents)
     running.written(name)
     assert set(running.table()) == {name}
-    running.node.import_events([*(event for _, event in kinds.values()), {"q": name}])
+    running.node.import_events([*events.values(), {"q": name}])
     running.platform.awaits(other, "LIVE")
     running.platform.withdraw(other)
     for document in documents:
@@ -277,8 +275,8 @@ def test_ten_thousand_indicators_take_a_few_processes(node: TenzirNode, tmp_path
         running.written()
         seconds = time.monotonic() - began
         assert len(running.table()) == 10_000
-        # As many as it takes while they come, not one for each.
-        assert running.wrapper.engine.started - before <= 40
+        # Mostly one; a few on a machine on which they come slowly.
+        assert running.wrapper.engine.started - before <= 10
         assert seconds < SECONDS
 
 

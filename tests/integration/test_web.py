@@ -368,11 +368,11 @@ def test_a_request_that_comes_byte_by_byte_is_cut_off(
 ) -> None:
     monkeypatch.setattr(threatbus_web.handler, "REQUEST_SECS", 0.3)
     began = time.monotonic()
-    with raw(web, b"GET / HTTP/1.1\r\n") as channel:
+    with raw(web, b"GET / HTTP/1.1\r\na: ") as channel:
 
         def dribble() -> bool:
             try:
-                channel.sendall(b"a: b\r\n")
+                channel.sendall(b"b")
                 channel.setblocking(False)
                 return channel.recv(100) == b""
             except BlockingIOError:
@@ -389,6 +389,7 @@ def test_a_connection_without_a_request_is_closed_after_a_while(
 ) -> None:
     monkeypatch.setattr(threatbus_web.handler, "IDLE_SECS", 0.1)
     with raw(web) as channel:
+        channel.settimeout(5)
         assert channel.recv(1) == b""
 
 

@@ -392,7 +392,7 @@ def test_an_event_is_asked_for_by_a_number_or_uuid_only(make: Make, reference: s
 def test_an_event_that_rest_has_never_shown_is_not_taken_for_deleted(
     make: Make, bus: FakeBus
 ) -> None:
-    misp = make()
+    misp = make(api={"key": "k" * 40})
     misp.take(attribute_message(value="192.0.2.1"))
     assert misp.answers.new_events() == [EVENT]
     assert misp.answers.apply_existence([EVENT], []) == 0

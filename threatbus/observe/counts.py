@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Final
 
 from threatbus.messages import INDICATOR, SIGHTING, SNAPSHOT_ENVELOPE, SNAPSHOT_REQUEST, Message
@@ -12,13 +13,17 @@ from threatbus.messages import INDICATOR, SIGHTING, SNAPSHOT_ENVELOPE, SNAPSHOT_
 TOPICS: Final = (INDICATOR, SIGHTING, SNAPSHOT_REQUEST, SNAPSHOT_ENVELOPE)
 OTHER: Final = "other"
 
+_topic_of = attrgetter("topic")
+
 TopicCount = Sequence[tuple[str, int]]
 """How many messages there are of each topic."""
 
 
 def topics_of(batch: Sequence[Message]) -> TopicCount:
     """Count `batch`, which is not empty, by topic. Nearly every batch has only one."""
-    topics = [message.topic for message in batch]
+    if len(batch) == 1:
+        return ((batch[0].topic, 1),)
+    topics = list(map(_topic_of, batch))
     first = topics[0]
     count = topics.count(first)
     return ((first, count),) if count == len(topics) else tuple(Counter(topics).items())
@@ -39,7 +44,10 @@ class TopicTotals:
         """Add what `topics_of` gave."""
         totals = self._totals
         for topic, count in counted:
-            totals[topic if topic in totals else OTHER] += count
+            try:
+                totals[topic] += count
+            except KeyError:
+                totals[OTHER] += count
 
     def by_topic(self) -> dict[str, int]:
         """Give the totals; from any thread."""

@@ -69,6 +69,9 @@ class Outlet:
         self.queue = queue
         self.label = label
         self.totals = TopicTotals()
+        # Looked up once: what follows is done for each subscriber and batch.
+        self._count = record.counting.of
+        self._delivered = record.ring.delivered
         queue.time_with(record.stopwatch)
 
     @property
@@ -82,10 +85,10 @@ class Outlet:
 
     def passed(self, batch: Sequence[Message]) -> None:
         """Note that the queue has been given `batch`. One that was full and is closed has not."""
-        if not batch or self.queue.closed:
-            return
-        self.totals.add(self._record.counting.of(batch))
-        self._record.ring.delivered(batch, self.queue.name, self.queue.given)
+        queue = self.queue
+        if batch and not queue.closed:
+            self.totals.add(self._count(batch))
+            self._delivered(batch, queue.name, queue.given)
 
     def body_outdated(self) -> None:
         """Note that an object of a snapshot was dropped, since something newer had come live."""

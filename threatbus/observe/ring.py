@@ -6,8 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from threatbus.messages import Message
 from threatbus.queues import size_of
@@ -19,8 +20,7 @@ PASSAGE_BYTES: Final = 400
 NAMED_BYTES: Final = 100
 
 
-@dataclass(slots=True, eq=False)
-class Passage:
+class Passage(msgspec.Struct, eq=False):
     """One batch on its way; of a batch that is parted by topic there are several."""
 
     first: int
@@ -31,7 +31,7 @@ class Passage:
     """Who put it on the bus; empty for a part, or a batch that a backbone has brought."""
     batch: Sequence[Message]
     size: int
-    to: list[tuple[str, int]] = field(default_factory=list)
+    to: list[tuple[str, int]] = []
     """Outqs that have it, each with how many messages it had been given by then."""
     more: int = 0
     """How many outqs have it besides."""
@@ -43,9 +43,10 @@ class Ring:
     def __init__(self, messages: int, size: int) -> None:
         self.max_messages = messages
         self.max_bytes = size
-        # Guards the fields below.
+        # Guards the fields below, but for what a passage says of its outqs.
         self._lock = threading.Lock()
         self._passages: deque[Passage] = deque()
+        self._newest = Passage(0, 0.0, "", (), 0)
         self._messages = 0
         self._bytes = 0
         self._recorded = 0
@@ -53,24 +54,19 @@ class Ring:
     def accepted(self, batch: Sequence[Message], plugin: str, size: int, now: float) -> None:
         """Record that `plugin` has put `batch`, of `size` bytes, on the bus."""
         with self._lock:
-            self._append(Passage(self._recorded, now, plugin, batch, size + PASSAGE_BYTES))
-            self._let_go()
+            self._append(batch, plugin, size, now)
 
     def delivered(self, batch: Sequence[Message], outq: str, given: int) -> None:
         """Record that the queue `outq` has got `batch`, which made it `given` messages in all."""
-        with self._lock:
-            newest = self._passages[-1] if self._passages else None
-            if newest is None or newest.batch is not batch:
-                size = size_of(batch) + PASSAGE_BYTES
-                newest = Passage(self._recorded, time.monotonic(), "", batch, size)
-                self._append(newest)
-            if len(newest.to) < MAX_NAMED:
-                newest.to.append((outq, given))
-                newest.size += NAMED_BYTES
-                self._bytes += NAMED_BYTES
-            else:
-                newest.more += 1
-            self._let_go()
+        newest = self._newest
+        if newest.batch is not batch:
+            with self._lock:
+                newest = self._append(batch, "", size_of(batch), time.monotonic())
+        # Without the lock, since it is done for each outq: appending is one step.
+        if len(newest.to) < MAX_NAMED:
+            newest.to.append((outq, given))
+        else:
+            newest.more += 1
 
     def passages(self, since: int = 0) -> list[Passage]:
         """Give what is there, the oldest first, from the first that ends after number `since`."""
@@ -98,16 +94,21 @@ class Ring:
         """How many bytes they keep in memory; at most `max_bytes`."""
         return self._bytes
 
-    # Inside, with the lock held.
+    def _append(self, batch: Sequence[Message], plugin: str, size: int, now: float) -> Passage:
+        """Append a passage and let go of the oldest ones. Requires holding the lock.
 
-    def _append(self, passage: Passage) -> None:
+        It is charged for as many outqs as the one before went to.
+        """
+        size += PASSAGE_BYTES + NAMED_BYTES * len(self._newest.to)
+        passage = Passage(self._recorded, now, plugin, batch, size)
+        self._newest = passage
         self._passages.append(passage)
-        self._messages += len(passage.batch)
-        self._recorded += len(passage.batch)
-        self._bytes += passage.size
-
-    def _let_go(self) -> None:
+        count = len(batch)
+        self._recorded += count
+        self._messages += count
+        self._bytes += size
         while self._messages > self.max_messages or self._bytes > self.max_bytes:
             oldest = self._passages.popleft()
             self._messages -= len(oldest.batch)
             self._bytes -= oldest.size
+        return passage

@@ -29,7 +29,7 @@ BOUNDS: Final = Bounds(10_000, 64 * 1024 * 1024)
 LOOK_SECS: Final = 0.2
 #: Hits that a reporter takes at once.
 BATCH: Final = 100
-#: Reports that are remembered, so that none is made both live and retro.
+#: Live reports that are remembered, so that no query makes them again.
 REMEMBERED: Final = 10_000
 
 
@@ -91,26 +91,29 @@ class Hits:
 
 
 class Memory:
-    """Remembers what was reported lately, and as what. May be used by any thread."""
+    """Remembers what was reported live lately. May be used from any thread."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
         self._size = size
         # Guards the reports: indicator and digest of the event, the newest one last.
         self._lock = threading.Lock()
-        self._reports: OrderedDict[tuple[str, bytes], MatchType] = OrderedDict()
+        self._reports: OrderedDict[tuple[str, bytes], None] = OrderedDict()
 
     def is_second(self, indicator_id: str, event: str, match_type: MatchType) -> bool:
-        """Say whether the event was reported by the other kind of matching, else remember it.
+        """Say whether a stored event was reported when it was imported; remember a live one.
 
-        An event that is imported while its indicator's query runs would be found by both.
+        An event that comes while its indicator waits for its query is found by both. The other
+        way round nothing can be said: what is imported may be equal to what is stored.
         """
         report = (indicator_id, hashlib.blake2b(event.encode(), digest_size=16).digest())
         with self._lock:
-            before = self._reports.pop(report, match_type)
-            self._reports[report] = before
+            if match_type is MatchType.RETRO:
+                return report in self._reports
+            self._reports[report] = None
+            self._reports.move_to_end(report)
             if len(self._reports) > self._size:
                 self._reports.popitem(last=False)
-        return before is not match_type
+        return False
 
 
 class Reporting(StoppableWorker):

@@ -23,7 +23,7 @@ ROWS: Final = 5000
 #: Seconds for which a pipeline that has had all waits for more, and seconds for which it goes on
 #: doing so: it takes about 0.2 s to start one, in which a thousand indicators may come.
 GATHER_SECS: Final = 0.05
-MAX_GATHER_SECS: Final = 1.0
+MAX_GATHER_SECS: Final = 3.0
 #: Longest delay between two attempts to reach the node.
 MAX_RETRY_SECS: Final = 2.0
 

@@ -34,10 +34,14 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Contexts:
-    """Remembers events, in the index; used under whatever guards that."""
+    """Remembers events, in the index; used under whatever guards that.
 
-    def __init__(self, index: Index) -> None:
+    `can_ask` is whether there is an API that can be asked about `new` ones.
+    """
+
+    def __init__(self, index: Index, *, can_ask: bool) -> None:
         self._index = index
+        self._can_ask = can_ask
         # Of the events that were named last: many attributes of one event come in a row.
         self._kept: dict[str, Context] = {}
         self._events: dict[str, Event] = {}
@@ -100,7 +104,7 @@ class Contexts:
         known = self.get(context.uuid)
         if known is not None and context == known:
             return known
-        if known is None and not visible:
+        if known is None and not visible and self._can_ask:
             self.new.add(context.uuid)
         self.put(context)
         return context

@@ -83,7 +83,7 @@ class Reconciler:
         # asked: they are newer than its answer. None while nobody asks.
         self._told: set[str] | None = None
         self.index = index
-        self.contexts = Contexts(index)
+        self.contexts = Contexts(index, can_ask=bool(config.api.key))
         self.handover = Handover(name, index, bus, self.contexts.forget)
         #: Who says what is published: the name that the operator has given to this MISP.
         self.source = indicators.SOURCE if name == "misp" else name

@@ -55,6 +55,11 @@ class Batch(NamedTuple):
         return Batch(self.frames[start:], self.senders[start:])
 
 
+def origin_of(sender: Client | None) -> str:
+    """Give what the reject store says of where a frame came from."""
+    return ORIGIN if sender is None else f"{ORIGIN} from {sender.name}"
+
+
 def permitted(
     messages: Sequence[Message], senders: Sequence[Client], rejects: RejectStore
 ) -> list[Message]:
@@ -65,7 +70,7 @@ def permitted(
         if sender.may_write(topic):
             found.append(message)
         else:
-            rejects.add(ORIGIN, f"{sender.name} may not write {topic}", message.data)
+            rejects.add(origin_of(sender), f"it may not write {topic}", message.data)
     return found
 
 
@@ -118,14 +123,15 @@ class SlowLane(StoppableWorker):
             # Whatever a frame sets off, those behind it are dealt with.
             except Exception as error:
                 logger.exception("a frame could not be read")
-                self._rejects.add(ORIGIN, f"internal error: {type(error).__name__}", frame)
+                origin = origin_of(batch.sender(number))
+                self._rejects.add(origin, f"internal error: {type(error).__name__}", frame)
 
     def _deal_with_one(self, frame: bytes, sender: Client | None) -> None:
         messages = self._reader.recognise([frame])
         if not messages:
             messages, rejected = self._reader.read(frame)
             for reason, data in rejected:
-                self._rejects.add(ORIGIN, reason, data)
+                self._rejects.add(origin_of(sender), reason, data)
         if sender is not None and not sender.writes_all:
             messages = permitted(messages, [sender] * len(messages), self._rejects)
         if messages:
@@ -236,8 +242,8 @@ class Receiver:
                 sender = gatekeeper.client_of(frame)
                 if sender is None or not sender.writes:
                     hang_up(source_of(frame))
-                    name = "a client" if sender is None else sender.name
-                    self._rejects.add(ORIGIN, f"{name} may not write any more", frame.bytes)
+                    reason = "its key may not write any more"
+                    self._rejects.add(origin_of(sender), reason, frame.bytes)
                     continue
                 data = frame.bytes
                 size += len(data)
