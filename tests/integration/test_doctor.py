@@ -253,6 +253,8 @@ def test_what_is_no_misp_is_said_to_be_none(start_bus: Buses) -> None:
             "closed": {"api": {"host": f"http://127.0.0.1:{free_port()}", "key": "k" * 40}},
             "plain": {"api": {"host": f"http://127.0.0.1:{plain}", "key": "k" * 40}},
             "tls": {"api": {"host": f"https://127.0.0.1:{tls}", "key": "k" * 40}},
+            "key": {"api": {"host": f"http://127.0.0.1:{plain}", "key": "k k"}},
+            "port": {"api": {"host": "http://127.0.0.1:port", "key": "k" * 40}},
         }
         found = Findings(start_bus.config(misp(instances=instances)))
     assert "nothing listens" in found("REST of closed").detail
@@ -260,6 +262,21 @@ def test_what_is_no_misp_is_said_to_be_none(start_bus: Buses) -> None:
     assert not found("REST of plain").ok
     assert "certificate" in found("REST of tls").detail
     assert "instances.tls.api.ssl" in found("REST of tls").next_step
+    assert found("REST of key").next_step == "correct plugins.apps.misp.instances.key.api.key"
+    assert found("REST of port").next_step == "correct plugins.apps.misp.instances.port.api.host"
+
+
+def test_a_misp_behind_a_proxy_is_reached_through_it(
+    start_bus: Buses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MispServer() as server:
+        # To a proxy one says the whole address; the stand-in serves what is behind it, too.
+        monkeypatch.setenv("HTTP_PROXY", server.url)
+        monkeypatch.setenv("http_proxy", server.url)
+        api = {"host": "http://misp.invalid", "key": server.key}
+        found = Findings(start_bus.config(misp(api=api)))("REST")
+    assert "no host" not in found.detail
+    assert "http://misp.invalid" in server.paths()[0]
 
 
 def test_misps_publisher_is_heard(start_bus: Buses) -> None:
