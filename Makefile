@@ -7,7 +7,7 @@ DISTRIBUTIONS := . $(wildcard plugins/apps/*/ plugins/backbones/*/) $(dir $(wild
 SETUPS := setup.py $(wildcard plugins/*/*/setup.py apps/*/setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install install-service uninstall-service test lint docs reference bench clean debian-packages broker-module
+.PHONY: help run install install-service uninstall-service test lint docs reference bench chaos fuzz clean debian-packages broker-module
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -39,6 +39,13 @@ reference: $(VENV)/.installed-dev ## write the tables of keys in docs/configurat
 
 bench: debian-packages $(VENV)/.installed-dev broker-module ## measure the bus beside a bare forwarder
 	$(BIN)/python -m benchmarks
+
+chaos: debian-packages $(VENV)/.installed-dev broker-module ## break things around the bus and count what is lost
+	$(BIN)/python -m chaos
+
+fuzz: $(VENV)/.installed-dev ## feed each door bytes that it does not expect, guided by coverage
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-fuzz.txt
+	$(BIN)/python -m fuzz
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -104,6 +104,11 @@ class RabbitNode:
         self.signal(signal.SIGKILL)
         self._wait()
 
+    def forget(self) -> None:
+        """Remove what a server that does not run has on disk: exchanges, queues, messages."""
+        shutil.rmtree(self.directory / "mnesia")
+        (self.directory / "mnesia").mkdir()
+
     def signal(self, number: int) -> None:
         """Send a signal to all processes of the server."""
         assert self._server is not None

@@ -46,7 +46,11 @@ class ConfigError(ThreatBusError):
     def __str__(self) -> str:
         found = "is missing" if self.found is None else f"is {self.found}"
         hint = f"; did you mean {self.hint}?" if self.hint else ""
-        return f"{self.key}: {found}, but it must be {self.allowed}{hint}"
+        line = f"{self.key}: {found}, but it must be {self.allowed}{hint}"
+        # A key is whatever the file says; the message stays one line.
+        return "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
+        )
 
 
 class InvalidConfig(ThreatBusError):

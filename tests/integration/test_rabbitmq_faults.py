@@ -29,15 +29,14 @@ from integration.rabbit_helpers import (
 from integration.zmq_helpers import (
     App,
     Apps,
-    Proxy,
     ZmqBus,
     connections_to,
     number_of,
     numbered,
-    proxy,
     rss_bytes,
 )
 from testbed.ports import free_port
+from testbed.proxy import Proxy, proxy
 from testbed.rabbit import RabbitNode
 from threatbus.errors import Overflow
 

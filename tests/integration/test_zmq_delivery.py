@@ -19,7 +19,8 @@ from threatbus_zmq.connections import stands
 from threatbus_zmq.pipes import PIPE_BYTES
 from threatbus_zmq.publisher import HALF_OPEN_SECS, Delivery
 
-from integration.zmq_helpers import App, Apps, ZmqBus, descriptors, number_of, numbered, proxy
+from integration.zmq_helpers import App, Apps, ZmqBus, descriptors, number_of, numbered
+from testbed.proxy import proxy
 from threatbus.queues import MESSAGE_OVERHEAD_BYTES
 
 # The frames.

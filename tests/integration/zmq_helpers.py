@@ -6,11 +6,8 @@ import contextlib
 import json
 import os
 import re
-import socket
 import struct
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -348,88 +345,3 @@ def connections_to(port: int) -> int:
     own = {str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()}
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[2].endswith(f":{port:04X}") and f"socket:[{row[9]}]" in own for row in rows)
-
-
-class Proxy:
-    """A TCP proxy on the loopback interface, on a free port by default, that can be cut.
-
-    `cut` breaks all connections, `cut_after` once so many bytes have come through; `freeze` stops
-    passing anything on over those that there are, as when a peer's machine has vanished. A thread
-    accepts and one per direction passes on; they end with `close`, which closes what they read.
-    """
-
-    def __init__(self, port: int, listen_on: int = 0) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", listen_on))
-        self.port: int = self._listener.getsockname()[1]
-        self._ends: list[socket.socket] = []
-        # Connections made before the last freeze() pass nothing on.
-        self._frozen = 0
-        self._bytes_left: int | None = None
-        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
-
-    def cut(self) -> None:
-        """Break all connections."""
-        while self._ends:
-            # Wakes whoever reads from it or writes to it.
-            with contextlib.suppress(OSError):
-                self._ends.pop().shutdown(socket.SHUT_RDWR)
-
-    def cut_after(self, count: int) -> None:
-        """Break all connections when `count` more bytes have come through, wherever that is."""
-        self._bytes_left = count
-
-    def freeze(self) -> None:
-        """Pass nothing on over the connections that there are; new ones work."""
-        self._frozen = len(self._ends)
-
-    def close(self) -> None:
-        """End."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._frozen = 0
-        self.cut()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                return
-            number = len(self._ends)
-            self._ends += (near, far)
-            # What is under way in a proxy comes on top of what the bus reckons with.
-            for end in (near, far):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=self._pass_on, args=(number, *pair), daemon=True).start()
-
-    def _pass_on(self, number: int, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                while number < self._frozen:
-                    time.sleep(0.01)
-                if self._bytes_left is not None:
-                    self._bytes_left -= len(data)
-                    if self._bytes_left < 0:
-                        target.sendall(data[: self._bytes_left])
-                        self._bytes_left = None
-                        self.cut()
-                        break
-                target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
-        source.close()
-
-
-@contextlib.contextmanager
-def proxy(port: int, listen_on: int = 0) -> Iterator[Proxy]:
-    """Give a proxy in front of `port`."""
-    made = Proxy(port, listen_on)
-    try:
-        yield made
-    finally:
-        made.close()

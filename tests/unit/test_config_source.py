@@ -105,6 +105,15 @@ def test_a_key_that_stands_twice_is_an_error_with_its_line() -> None:
     assert "line 4" in error
 
 
+@pytest.mark.parametrize("escape", ["\\ud800", "\\0"])
+@pytest.mark.parametrize("text", ['state_directory: "/tmp/{}"\n', '"{}": 1\n', 'a: ["{}"]\n'])
+def test_text_that_no_file_name_can_hold_is_an_error_with_its_place(text: str, escape: str) -> None:
+    Path("config.yaml").write_text(text.format(escape))
+    with pytest.raises(InvalidConfig, match=r"at line 1, column \d+ holds") as caught:
+        load(environ={})
+    str(caught.value).encode()
+
+
 def test_endless_nesting_is_an_error_and_no_crash() -> None:
     [error] = errors_of("a: &a [*a]\n")
     assert "given.yaml" in error

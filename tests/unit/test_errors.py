@@ -7,7 +7,7 @@ import pkgutil
 
 import threatbus
 from threatbus import client, errors
-from threatbus.errors import ThreatBusError
+from threatbus.errors import ConfigError, ThreatBusError
 
 
 def test_every_error_stands_in_the_one_tree_and_in_its_drawing() -> None:
@@ -18,6 +18,11 @@ def test_every_error_stands_in_the_one_tree_and_in_its_drawing() -> None:
         if error.__module__.startswith("threatbus."):
             assert error.__module__ == "threatbus.errors"
             assert f" {error.__name__} " in (errors.__doc__ or "").replace("\n", " ")
+
+
+def test_a_message_about_a_setting_is_one_line_whatever_its_key_is() -> None:
+    error = ConfigError("a\nb\x1b[2J\ud800", None, "a known key")
+    assert str(error) == r"a\nb\x1b[2J\ud800: is missing, but it must be a known key"
 
 
 def test_the_errors_of_a_client_are_found_beside_it() -> None:

@@ -26,6 +26,23 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and _unusable.search(text):
+            raise _UnusableTextError(node)
+        return text
+
+
+# No file name, host or password can hold these; an escape ("\ud800", "\0") can bring them in.
+_unusable = re.compile("[\x00\ud800-\udfff]")
+
+
+class _UnusableTextError(Exception):
+    def __init__(self, node: yaml.ScalarNode) -> None:
+        mark = node.start_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}"
+        super().__init__(f"not usable: the text at {place} holds a null or half a surrogate pair")
+
 
 class _DuplicateKeyError(Exception):
     def __init__(self, key: yaml.ScalarNode) -> None:
@@ -57,6 +74,8 @@ def parse(text: str, name: str) -> dict[str, object]:
         content = plain(yaml.load(text, _Loader))
     except _DuplicateKeyError as error:
         raise invalid(name, str(error), "a mapping in which a key stands once") from None
+    except _UnusableTextError as error:
+        raise invalid(name, str(error), "text that can be written in UTF-8") from None
     except yaml.YAMLError as error:
         valid = "valid YAML; text that begins with one of @ ` % & * ! | > [ { needs quotes"
         raise invalid(name, f"broken YAML{_where(error)}", valid) from None

@@ -26,12 +26,28 @@ class Connection(NamedTuple):
     port: int
 
 
-def source_of(frame: zmq.Frame) -> Connection | None:
-    """Give the connection that `frame` came over; None if it is gone, or came from none."""
+def source_of(frame: zmq.Frame, door: int) -> Connection | None:
+    """Give the connection that `frame` came over; None if it is gone, or came from none.
+
+    `door` is the port that the socket of `frame` is bound to. A frame knows the descriptor of its
+    connection alone: once that is closed, whoever connects next may have the same one, at this
+    door or another. One at another door is told by its port. One at the same door is not, so what
+    is done to a source may meet a neighbour: only what a peer of that door can bear.
+    """
     try:
-        return connection(int(frame.get(zmq.SRCFD)))
-    except (zmq.ZMQError, ValueError):
+        descriptor = int(frame.get(zmq.SRCFD))
+        with _borrowed(descriptor) as tcp:
+            if tcp.getsockname()[1] != door:
+                return None
+            host, port = tcp.getpeername()[:2]
+    except (zmq.ZMQError, ValueError, OSError):
         return None
+    return Connection(descriptor, host, port)
+
+
+def port_of(bound: zmq.Socket[bytes]) -> int:
+    """Give the TCP port that a socket is bound to."""
+    return int(bound.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
 
 def connection(descriptor: int) -> Connection | None:

@@ -279,7 +279,7 @@ class Endpoint(StoppableWorker):
 
     def _reply_to(self, parts: list[zmq.Frame]) -> bytes:
         """Answer a request, if whoever makes it may, and has not made too many."""
-        source = source_of(parts[0])
+        source = source_of(parts[0], self._config.manage)
         client = None
         if self.gatekeeper is not None:
             client = self.gatekeeper.client_of(parts[0])

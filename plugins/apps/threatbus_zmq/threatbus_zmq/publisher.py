@@ -21,7 +21,7 @@ from threatbus.messages import Message
 from threatbus.observe.report import ReaderState
 from threatbus.queues import MessageQueue, size_of
 from threatbus_zmq import mapping
-from threatbus_zmq.connections import Connection, hang_up, source_of, stands
+from threatbus_zmq.connections import Connection, hang_up, port_of, source_of, stands
 from threatbus_zmq.gatekeeper import Gatekeeper, user_of
 from threatbus_zmq.pipes import PIPE_BYTES, SEND_BUFFER_BYTES, SEND_MARK, Outflow
 
@@ -190,6 +190,8 @@ class Publisher:
         # Those of them whose turn is still to come in this round.
         self._round: deque[Delivery] = deque()
         self.socket: zmq.Socket[bytes] | None = None
+        # The port that it is bound to.
+        self._door = 0
         self._send: Callable[..., object] = _not_connected
         # Whether ZeroMQ knows which connection the next subscription comes from, see admit().
         self._aligned = True
@@ -221,6 +223,7 @@ class Publisher:
             socket.close(0)
             raise
         self.socket = socket
+        self._door = port_of(socket)
         # The backend's own method: pyzmq's wrapper around it costs as much as the call itself.
         self._send = zmq.backend.Socket.send.__get__(socket)
         return socket
@@ -290,7 +293,7 @@ class Publisher:
             except zmq.Again:
                 self._aligned = True
                 return
-            data, source = frame.bytes, source_of(frame)
+            data, source = frame.bytes, source_of(frame, self._door)
             kind, prefix = data[:1], data[1:]
             delivery = self._deliveries.get(prefix[: mapping.P2P_LENGTH].decode("latin-1"))
             if delivery is not None and not _is_of(frame, kind, delivery):

@@ -22,7 +22,7 @@ from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.rejects import RejectStore
 from threatbus.workers import StoppableWorker
-from threatbus_zmq.connections import hang_up, source_of
+from threatbus_zmq.connections import hang_up, port_of, source_of
 from threatbus_zmq.gatekeeper import Gatekeeper
 from threatbus_zmq.keyring import Client
 from threatbus_zmq.mapping import FrameReader, written_topic
@@ -158,6 +158,8 @@ class Receiver:
         self.slow_lane = SlowLane(reader, inq, rejects, wake)
         self._recv: Callable[..., Any] = _nothing
         self.socket: zmq.Socket[bytes] | None = None
+        # The port that it is bound to.
+        self._door = 0
         self.monitor: Monitor | None = None
         self._max_message_size = 0
 
@@ -184,6 +186,7 @@ class Receiver:
         except zmq.ZMQError:
             self.close()
             raise
+        self._door = port_of(socket)
         self._recv = zmq.backend.Socket.recv.__get__(socket)
         return socket
 
@@ -241,7 +244,7 @@ class Receiver:
                 count += 1
                 sender = gatekeeper.client_of(frame)
                 if sender is None or not sender.writes:
-                    hang_up(source_of(frame))
+                    hang_up(source_of(frame, self._door))
                     reason = "its key may not write any more"
                     self._rejects.add(origin_of(sender), reason, frame.bytes)
                     continue
