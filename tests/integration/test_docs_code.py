@@ -102,5 +102,5 @@ def test_the_plugin_in_the_documentation_takes_in_and_gives_out(
         sections = {"datagrams": {"listen": listen, "send_to": send_to}}
         assert Findings(start_bus.config(sections))("listen").detail.endswith("is free")
         # The one that receives is taken by this test.
-        found = Findings(start_bus.config({"datagrams": {"listen": send_to}}))("listen")
-        assert found.next_step == "choose another `listen`"
+        other = Findings(start_bus.config({"datagrams": {"listen": send_to}}))("listen")
+        assert other.next_step == "choose another `listen`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ from integration.misp_server import MispServer
 from testbed.ports import Doors, free_port
 from threatbus.doctor import Check
 from threatbus.errors import CheckFailed
+
+#: Holds a port until its input ends.
+HOLD = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
 
 # The bus itself.
 
@@ -61,6 +70,26 @@ def test_a_port_that_somebody_else_has_is_named_with_who_has_it(start_bus: Buses
     assert found.failed == ["pub port"]
     assert "taken by process" in found("pub port").detail
     assert "plugins.apps.zmq.pub" in found("pub port").next_step
+
+
+def test_a_port_that_somebody_else_has_is_not_taken_for_that_of_the_bus_that_runs(
+    start_bus: Buses,
+) -> None:
+    config = start_bus.config({"zmq": Doors.free().section})
+    start_bus.running.append(threatbus.start(config))
+    port = free_port()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        config["plugins"]["apps"]["web"] = {"port": port}
+        found = Findings(config)
+    finally:
+        holder.communicate()
+    assert found.failed == ["port"]
+    assert f"process {holder.pid}" in found("port").detail
 
 
 def test_an_address_of_another_machine_is_told_from_a_port_that_is_taken(start_bus: Buses) -> None:
@@ -119,6 +148,9 @@ def test_an_old_plugin_is_listed_with_no_check_of_its_own(
     found = Findings(start_bus.config({"old": {"port": 1}}))
     assert found("plugin", "apps.old").detail == "no check of its own"
     assert found.failed == []
+    # What its validators object to is said, and no more.
+    wrong = Findings(start_bus.config({"old": {}}))
+    assert [each.check for each in wrong.all if "old" in each.subject] == ["configuration"]
 
 
 class AilingConfig(msgspec.Struct, frozen=True):
@@ -256,6 +288,8 @@ def test_what_is_no_misp_is_said_to_be_none(start_bus: Buses) -> None:
             "closed": {"api": {"host": f"http://127.0.0.1:{free_port()}", "key": "k" * 40}},
             "plain": {"api": {"host": f"http://127.0.0.1:{plain}", "key": "k" * 40}},
             "tls": {"api": {"host": f"https://127.0.0.1:{tls}", "key": "k" * 40}},
+            "key": {"api": {"host": f"http://127.0.0.1:{plain}", "key": "k k"}},
+            "port": {"api": {"host": "http://127.0.0.1:port", "key": "k" * 40}},
         }
         found = Findings(start_bus.config(misp(instances=instances)))
     assert "nothing listens" in found("REST of closed").detail
@@ -263,6 +297,21 @@ def test_what_is_no_misp_is_said_to_be_none(start_bus: Buses) -> None:
     assert not found("REST of plain").ok
     assert "certificate" in found("REST of tls").detail
     assert "instances.tls.api.ssl" in found("REST of tls").next_step
+    assert found("REST of key").next_step == "correct plugins.apps.misp.instances.key.api.key"
+    assert found("REST of port").next_step == "correct plugins.apps.misp.instances.port.api.host"
+
+
+def test_a_misp_behind_a_proxy_is_reached_through_it(
+    start_bus: Buses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MispServer() as server:
+        # To a proxy one says the whole address; the stand-in serves what is behind it, too.
+        monkeypatch.setenv("HTTP_PROXY", server.url)
+        monkeypatch.setenv("http_proxy", server.url)
+        api = {"host": "http://misp.invalid", "key": server.key}
+        found = Findings(start_bus.config(misp(api=api)))("REST")
+    assert "no host" not in found.detail
+    assert "http://misp.invalid" in server.paths()[0]
 
 
 def test_misps_publisher_is_heard(start_bus: Buses) -> None:

@@ -125,6 +125,7 @@ def destination(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Destinatio
     shutil.rmtree(found.directory)
 
 
+@pytest.mark.timeout(300)  # it builds six distributions
 def test_what_is_installed_is_what_the_unit_names(destination: Destination) -> None:
     program_of_unit, _, config = unit()["ExecStart"].partition(" -c ")
     script = destination.file(program_of_unit)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 DETAILS = """\
 For each connection, port, key, file and module that the configuration wants: whether it works, if
 not why not, and what to do next. Nothing is changed and nothing taken from any queue, so it may
-run beside a bus that runs. Run it as the user that the bus runs as. It takes 15 s at most, as long
-as a MISP may take for a sign of life.
+run beside a bus that runs. Run it as the user that the bus runs as. It takes a second or two, and
+up to half a minute where something does not answer: a MISP gives a sign of life every 10 s.
 
 Exit codes: 0 all works, 1 something does not, 2 the configuration is wrong.
 

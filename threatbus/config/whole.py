@@ -142,7 +142,14 @@ def survey(
     if core is None:
         return None, checker.errors
     right = {
-        group: _without_wrong(found, group, checker.errors) for group, found in structs.items()
+        group: {
+            name: struct
+            for name, struct in found.items()
+            # Without a Struct although there is a schema, or with an error of its validators.
+            if (struct is not None or given[group][name].schema is None)
+            and not _is_wrong(f"plugins.{group}.{name}", checker.errors)
+        }
+        for group, found in structs.items()
     }
     checked = Checked(
         core=core,
@@ -155,16 +162,8 @@ def survey(
     return checked, checker.errors
 
 
-def _without_wrong(
-    structs: Mapping[str, msgspec.Struct | None], group: str, errors: Sequence[ConfigError]
-) -> dict[str, msgspec.Struct | None]:
-    """The sections of a group that no error is about."""
-    keys = [f"{error.key}." for error in errors]
-    return {
-        name: struct
-        for name, struct in structs.items()
-        if not any(key.startswith(f"plugins.{group}.{name}.") for key in keys)
-    }
+def _is_wrong(section: str, errors: Sequence[ConfigError]) -> bool:
+    return any(f"{error.key}.".startswith(f"{section}.") for error in errors)
 
 
 def read_core(source: Any) -> CoreConfig:

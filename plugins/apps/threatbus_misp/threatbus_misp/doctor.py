@@ -42,18 +42,18 @@ def _checks_of(config: InstanceConfig, section: str, of: str) -> Iterator[Check]
         yield Check(f"REST{of}", partial(_check_rest, config.api, f"{section}.api"))
     if config.zmq is not None:
         probe = partial(_check_zmq, config.zmq, f"{section}.zmq")
-        yield Check(f"ZeroMQ{of}", probe, 2 * HANDSHAKE_SECS + SIGN_OF_LIFE_SECS)
+        yield Check(f"ZeroMQ{of}", probe, 3 * HANDSHAKE_SECS + SIGN_OF_LIFE_SECS)
     if config.kafka is not None:
         yield Check(f"Kafka{of}", partial(_check_kafka, config.kafka, f"{section}.kafka"))
 
 
 def _check_rest(config: ApiConfig, section: str) -> str:
-    url = urlsplit(config.host)
-    default = 443 if url.scheme == "https" else 80
-    reach(url.hostname or config.host, url.port or default, f"{section}.host")
+    _check_address(config.host, f"{section}.host")
     try:
         api = MispApi(config.host, config.key, config.ssl, timeout=(REST_SECS / 2, REST_SECS / 2))
         version = api.connect()
+    except ValueError as error:
+        raise CheckFailed(str(error), f"correct {section}.key") from None
     except ImportError as error:
         raise _no_module(error, "pymisp") from None
     except MispDenied as error:
@@ -64,6 +64,21 @@ def _check_rest(config: ApiConfig, section: str) -> str:
     except MispError as error:
         raise CheckFailed(error.reason, _next_step_of_rest(error.reason, section)) from None
     return f"MISP {version} answers and knows the key"
+
+
+def _check_address(address: str, key: str) -> None:
+    """Connect to where MISP is, unless that is for a proxy to do; raises `CheckFailed`."""
+    try:
+        from requests.utils import get_environ_proxies  # noqa: PLC0415 (comes with PyMISP)
+    except ImportError as error:
+        raise _no_module(error, "pymisp") from None
+    try:
+        url = urlsplit(address)
+        port = url.port or (443 if url.scheme == "https" else 80)
+    except ValueError:
+        raise CheckFailed("its address cannot be read", f"correct {key}") from None
+    if not get_environ_proxies(address):
+        reach(url.hostname or address, port, key)
 
 
 def _next_step_of_rest(reason: str, section: str) -> str:
