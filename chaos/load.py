@@ -57,6 +57,14 @@ def indicator(number: Number) -> bytes:
     return b"stix2/indicator " + json.dumps(document).encode()
 
 
+def unusual(number: Number) -> bytes:
+    """Make the same, but such that the border has to ask the STIX library."""
+    topic, _, data = indicator(number).partition(b" ")
+    document = json.loads(data)
+    document["granular_markings"] = [{"lang": "en", "selectors": ["name"]}]
+    return topic + b" " + json.dumps(document).encode()
+
+
 class Publisher(threading.Thread):
     """Publishes numbered messages at a rate until stopped; its socket drops nothing.
 

@@ -72,8 +72,10 @@ class Room:
 
     def __exit__(self, *_: object) -> None:
         try:
-            for each in (*self._publishers, *self._readers):
-                each.stop()
+            for publisher in self._publishers:
+                publisher.stop()
+            for reader in self._readers:
+                reader.stop()
         finally:
             self.stack.close()
 
