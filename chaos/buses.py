@@ -53,7 +53,7 @@ class BusKilled(Scenario):
                 "the reader has subscribed again",
             )
             # What was in its memory, and what was published before the reader was back.
-            room.ledger.exclude(killed - 1, time.monotonic() + 0.2)
+            room.ledger.exclude(killed - 0.5, time.monotonic() + 0.2)
         time.sleep(0.3)
         room.over()
         room.pause(1)
