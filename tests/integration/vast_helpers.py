@@ -23,7 +23,7 @@ from threatbus.client import App, Endpoint, Sighting, SnapshotRequest, read
 from threatbus.config import check_section
 
 #: Seconds in which a chain of several processes does its work on a busy machine.
-SECONDS = 20.0 * SCALE
+SECONDS = 60.0 * SCALE
 
 Answer = Callable[[SnapshotRequest], Sequence[bytes]]
 

@@ -43,7 +43,7 @@ MAX_RETRY_SECS: Final = 0.05
 #: Seconds that a full pipe is waited for when the subscriber has connected anew meanwhile.
 HALF_OPEN_SECS: Final = 2.0
 #: Seconds that a SUB which names a type, too, is given to name further ones.
-SETTLE_SECS: Final = 0.05
+SETTLE_SECS: Final = 0.2
 #: What comes from a SUB in one frame: a topic of a few letters, or a handshake of ZMTP.
 MAX_UPSTREAM_BYTES: Final = 1024
 #: Such frames that one turn of the loop deals with.
