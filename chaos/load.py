@@ -57,11 +57,19 @@ def indicator(number: Number) -> bytes:
     return b"stix2/indicator " + json.dumps(document).encode()
 
 
+def unusual(number: Number) -> bytes:
+    """Make the same, but such that the border has to ask the STIX library."""
+    topic, _, data = indicator(number).partition(b" ")
+    document = json.loads(data)
+    document["granular_markings"] = [{"lang": "en", "selectors": ["name"]}]
+    return topic + b" " + json.dumps(document).encode()
+
+
 class Publisher(threading.Thread):
     """Publishes numbered messages at a rate until stopped; its socket drops nothing.
 
-    Connects to a bus, or binds (as MISP's publisher does) with ``bind``. Waits for its peer's
-    subscription first; `make` makes the frame of a number.
+    Connects to a bus, or binds (as MISP's publisher does) with ``bind``. It sends while its peer's
+    subscription stands, that is while it is connected; `make` makes the frame of a number.
     """
 
     def __init__(
@@ -93,13 +101,15 @@ class Publisher(threading.Thread):
             socket.setsockopt(zmq.RECONNECT_IVL, 20)
             socket.setsockopt(zmq.LINGER, 5000)
             (socket.bind if self._bind else socket.connect)(self._address)
-            while not socket.poll(100):
-                if self._stop_asked.is_set():
-                    return
-            self.connected.set()
-            began = time.monotonic()
-            done = 0
+            listens = False
             while not self._stop_asked.wait(TICK_SECS):
+                while socket.poll(0):
+                    listens = socket.recv()[:1] == b"\x01"
+                    began, done = time.monotonic(), 0
+                if not listens:
+                    # What is sent to nobody, ZeroMQ drops.
+                    continue
+                self.connected.set()
                 due = int((time.monotonic() - began) * self._rate)
                 while done < due:
                     socket.send(self._make(self._ledger.sends(self._label)))

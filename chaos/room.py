@@ -72,8 +72,10 @@ class Room:
 
     def __exit__(self, *_: object) -> None:
         try:
-            for each in (*self._publishers, *self._readers):
-                each.stop()
+            for publisher in self._publishers:
+                publisher.stop()
+            for reader in self._readers:
+                reader.stop()
         finally:
             self.stack.close()
 
@@ -151,7 +153,8 @@ class Room:
     def settle(self, quiet: float = QUIET_SECS) -> None:
         """Stop the publishers; wait until everything has arrived, or nothing does any more.
 
-        That is so when nothing has come for `quiet` seconds. After a fault they go on until one message that was sent later has come through.
+        The latter is so when nothing has come for `quiet` seconds. After a fault they go on until
+        one message that was sent later has come through.
         """
         if self.ledger.over_at is not None:
             self.until(lambda: self.ledger.recovery() is not None, "a message comes through again")

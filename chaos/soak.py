@@ -15,7 +15,7 @@ from chaos.scenario import Scenario
 from testbed.bus import BusProcess
 
 #: Seconds of traffic in a run of the usual length, a quarter of which warms up.
-SOAK_SECS: Final = 40.0
+SOAK_SECS: Final = 30.0
 #: Bytes that its memory may differ by between two moments of the same load.
 SLACK_BYTES: Final = 24 * 1024 * 1024
 

@@ -8,6 +8,7 @@ says why. Most documents never meet the library, since `threatbus.fastpath` is c
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from threatbus.errors import NotCarried, Rejected
+from threatbus.errors import NotCarried, Rejected, Undecided
 from threatbus.fastpath import (
     INDICATOR_TOPIC,
     MAX_DEPTH,
@@ -41,6 +42,9 @@ DIFFERENCES = {
     "pattern": "a pattern that is too much for the grammar and would stop the bus for seconds",
     "markings": "granular markings whose check takes the library quadratic time",
 }
+
+# What the process or the machine has none left of; no document brings these about.
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 _TOPICS = {"indicator": INDICATOR_TOPIC, "sighting": SIGHTING_TOPIC}
 
@@ -92,6 +96,7 @@ class Border:
 
         Raises `NotCarried` for a document of another STIX type and `Rejected` for everything
         else; both hold a reason of one line that quotes no more than a few words of the document.
+        Raises `Undecided` while the library cannot be loaded for want of descriptors or memory.
         """
         recognised = self.recognise((data,))
         return recognised[0] if recognised else self._ask_library(data)
@@ -118,10 +123,14 @@ class Border:
         document = _decode(data)
         topic = _topic_by_type(document)
         self._check_cost(document)
-        # The import takes a quarter of a second; a bus that gets ordinary documents never pays it.
         with _library_lock:
-            import stix2  # noqa: PLC0415
-
+            try:
+                # It takes a quarter of a second; a bus of ordinary documents never pays for it.
+                import stix2  # noqa: PLC0415
+            except OSError as error:
+                if error.errno not in _SHORTAGES:
+                    raise
+                raise Undecided(f"the STIX library cannot be loaded: {error.strerror}") from error
             expected = {INDICATOR_TOPIC: stix2.v21.Indicator, SIGHTING_TOPIC: stix2.v21.Sighting}
             try:
                 parsed = stix2.parse(document, allow_custom=True)
@@ -129,7 +138,10 @@ class Border:
                 raise Rejected("nested too deeply, or too many terms in the pattern") from None
             # The library fails in any way on input it does not expect: besides its own errors
             # come AttributeError, TypeError, KeyError, UnboundLocalError and others.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
+                # It imports some of its parts when it first needs them.
+                if isinstance(error, OSError) and error.errno in _SHORTAGES:
+                    raise Undecided(f"the STIX library fails: {error.strerror}") from error
                 raise Rejected(_line(_reason(error))) from None
         if not isinstance(parsed, expected[topic]):
             raise Rejected(f"the library takes it for {type(parsed).__name__}")

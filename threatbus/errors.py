@@ -9,6 +9,7 @@
     ├── Rejected           a message that the border does not let in
     │   └── NotCarried     … because it is of a type that the bus does not carry
     ├── CheckFailed        what a check of `threatbus doctor` looked at does not work
+    ├── Undecided          the border cannot look at a message now, whatever it is
     ├── ControlError       the control socket cannot be opened; the bus goes on without it
     ├── Overflow           a queue that is full, or that a policy has closed
     ├── ConnectionLost     a tool at the other end of a plugin's connection is not there
@@ -78,6 +79,13 @@ class Rejected(ThreatBusError):
 
 class NotCarried(Rejected):
     """A STIX object of a type that the bus has no topic for, as bundles are full of them."""
+
+
+class Undecided(ThreatBusError):
+    """The border cannot look at a message now: this process lacks something, not the message.
+
+    Nothing is said about the message; whoever holds it tries again later.
+    """
 
 
 class Overflow(ThreatBusError):

@@ -208,12 +208,15 @@ def test_clients_files_that_let_nobody_in_are_found(start_bus: Buses, tmp_path: 
     assert secret not in repr(Findings(config).all)
 
 
-def test_a_token_file_that_holds_none_is_found(start_bus: Buses, tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    config = start_bus.config({"web": {"port": free_port(), "token_file": str(token)}})
-    assert "cannot be read" in Findings(config)("token").detail
+def test_a_token_file_that_holds_none_is_found(start_bus: Buses) -> None:
+    config = start_bus.config({"web": {"port": free_port()}})
+    assert "is made at the first start" in Findings(config)("token").detail
+    token = Path(config["state_directory"], "web.token")
+    token.parent.mkdir(parents=True, exist_ok=True)
     token.write_text("short")
     assert "no usable token" in Findings(config)("token").detail
+    token.write_bytes(b"\xff")
+    assert "cannot be read" in Findings(config)("token").detail
 
 
 # Zeek.

@@ -385,3 +385,31 @@ def test_hostile_patterns_do_not_grow_the_grammars_tables() -> None:
         ):
             border_topic(encode(indicator(pattern=pattern)))
     assert tables() < 500
+
+
+def test_while_no_descriptor_is_left_nothing_is_said_about_a_document() -> None:
+    script = """
+import os, resource, sys
+from threatbus.border import Border
+from threatbus.errors import Undecided
+border, document = Border(), sys.stdin.buffer.read()
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+lowest = os.dup(0)
+os.close(lowest)
+resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+try:
+    border.topic_of(document)
+except Undecided as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(border.topic_of(document))
+"""
+    document = encode({**indicator(), "granular_markings": MARKING})
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=document, capture_output=True, check=False, cwd=ROOT
+    )
+    lines = done.stdout.decode().splitlines()
+    assert lines == [
+        "the STIX library cannot be loaded: Too many open files",
+        "stix2/indicator",
+    ], done.stderr.decode()

@@ -15,12 +15,11 @@ def checks(config: WebConfig, state_directory: Path, bus_pid: int | None) -> Ite
     """Give the checks of this section."""
     yield Check("port", lambda: check_port(config.host, config.port, SECTION, bus_pid))
     if not config.token:
-        yield Check("token", lambda: _check_token(config, state_directory))
+        yield Check("token", lambda: _check_token(state_directory / FILE_NAME))
 
 
-def _check_token(config: WebConfig, state_directory: Path) -> str:
-    path = Path(config.token_file) if config.token_file else state_directory / FILE_NAME
-    if not config.token_file and not path.exists():
+def _check_token(path: Path) -> str:
+    if not path.exists():
         return f"{path} is made at the first start"
     try:
         usable = is_usable_token(path.read_text(encoding="utf-8").strip())
@@ -28,7 +27,7 @@ def _check_token(config: WebConfig, state_directory: Path) -> str:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise CheckFailed(
             f"{path} cannot be read ({reason})",
-            f"give the bus's user the right to read it, or correct {SECTION}.token_file",
+            f"give the bus's user the right to read it, or set {SECTION}.token",
         ) from None
     if not usable:
         raise CheckFailed(f"{path} holds no usable token", f"write {ALLOWED_TOKEN} into it")

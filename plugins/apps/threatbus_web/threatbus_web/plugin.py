@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging as std_logging
 import socket
 import threading
@@ -17,6 +16,7 @@ from threatbus.doctor import Check
 from threatbus.errors import ConfigError, InvalidConfig, PluginError
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
+from threatbus.protected import is_loopback
 from threatbus.services import Services
 from threatbus_web.config import SECTION, WebConfig
 
@@ -91,7 +91,7 @@ class WebPlugin:
         address = f"http://{_shown(settings.host)}:{settings.port}/"
         report.connection("endpoint").up(f"listening on {address}")
         logger.info("the page is at %s", address)
-        if not _is_loopback(settings.host):
+        if not is_loopback(settings.host):
             logger.warning(
                 "%s is open to other machines, without encryption: put a proxy with TLS before it",
                 address,
@@ -131,13 +131,6 @@ def _listen(host: str, port: int, backlog: int) -> socket.socket:
         raise InvalidConfig([ConfigError(f"{SECTION}.port", found, "free and ours")]) from None
     listener.setblocking(False)
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _shown(host: str) -> str:

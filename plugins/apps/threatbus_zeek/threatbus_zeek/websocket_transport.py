@@ -123,13 +123,15 @@ class Reader(StoppableWorker):
         from websockets.exceptions import WebSocketException  # noqa: PLC0415
 
         backoff = Backoff(cap=MAX_DELAY_SECS)
-        self._state.down(f"connecting to {self._url}")
+        self._state.down(f"connecting to {self.address}")
         while self._running():
             try:
                 self._converse(backoff)
             except (OSError, WebSocketException, wire.BadFrame, EOFError) as error:
                 if self._running():
-                    self._state.down(f"trying {self._url} again: {error or type(error).__name__}")
+                    self._state.down(
+                        f"trying {self.address} again: {error or type(error).__name__}"
+                    )
                     self._log.log(
                         type(error).__name__,
                         logging.WARNING,
@@ -175,7 +177,7 @@ class Reader(StoppableWorker):
             self._connections += 1
             peer = f"connection {self._connections}"
             self.connection = connection
-            self._state.up(f"connected to {self._url}")
+            self._state.up(f"connected to {self.address}")
             self._inbox.put(PeerAdded(peer))
             try:
                 while True:

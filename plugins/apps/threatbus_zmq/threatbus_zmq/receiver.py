@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import zmq
 import zmq.backend
 
-from threatbus.errors import Overflow
+from threatbus.errors import Overflow, Undecided
 from threatbus.intake import Intake
 from threatbus.logger import RateLimited
 from threatbus.messages import Message
@@ -36,6 +36,8 @@ ORIGIN: Final = "zmq sub"
 BATCH: Final = 500
 #: Frames that are read between two looks at how large they are.
 READS: Final = 20
+#: Seconds until a frame is tried again that the border could not look at.
+RETRY_SECS: Final = 0.5
 #: Bytes after which a turn ends, so that it stays short with large frames, too.
 BATCH_BYTES: Final = 1024 * 1024
 
@@ -77,7 +79,8 @@ def permitted(
 class SlowLane(StoppableWorker):
     """Reads the frames that the fast path is unsure of. Started with the endpoint.
 
-    Blocks on its queue, which `stop` wakes, and at the gate, which opens when the bus stops.
+    Blocks on its queue and between two attempts, which `stop` wakes, and at the gate, which opens
+    when the bus stops.
     `idle` is called whenever it has dealt with all.
     """
 
@@ -89,6 +92,7 @@ class SlowLane(StoppableWorker):
         self._inq = inq
         self._rejects = rejects
         self._idle = idle
+        self._log = RateLimited(logger)
         # Hand-overs; None ends the worker, after those before it.
         self._frames: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         # Whether frames are under way; set by the loop, cleared by this worker when it is done.
@@ -116,7 +120,7 @@ class SlowLane(StoppableWorker):
     def _deal_with(self, batch: Batch) -> None:
         for number, frame in enumerate(batch.frames):
             try:
-                self._deal_with_one(frame, batch.sender(number))
+                self._deal_with_patiently(frame, batch.sender(number))
             except Overflow as error:
                 logger.warning("%d frames not taken: %s", len(batch.frames) - number, error)
                 return
@@ -125,6 +129,17 @@ class SlowLane(StoppableWorker):
                 logger.exception("a frame could not be read")
                 origin = origin_of(batch.sender(number))
                 self._rejects.add(origin, f"internal error: {type(error).__name__}", frame)
+
+    def _deal_with_patiently(self, frame: bytes, sender: Client | None) -> None:
+        """Deal with a frame as soon as the border can look at it; publishers wait meanwhile."""
+        while True:
+            try:
+                self._deal_with_one(frame, sender)
+                return
+            except Undecided as error:
+                self._log.log("border", logging.ERROR, "publishers wait: %s", error)
+                if self._stop_asked.wait(RETRY_SECS):
+                    raise
 
     def _deal_with_one(self, frame: bytes, sender: Client | None) -> None:
         messages = self._reader.recognise([frame])
