@@ -23,7 +23,7 @@ PAGES: Final = sorted(
 def text_of(page: Path) -> str:
     """A page without its code, in which what looks like a link is none."""
     text = page.read_text(encoding="utf-8")
-    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^ *```.*?^ *```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
