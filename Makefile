@@ -7,7 +7,7 @@ DISTRIBUTIONS := . $(wildcard plugins/apps/*/ plugins/backbones/*/) $(dir $(wild
 SETUPS := setup.py $(wildcard plugins/*/*/setup.py apps/*/setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test lint bench chaos fuzz clean debian-packages broker-module
+.PHONY: help run install install-service uninstall-service test lint docs reference bench chaos fuzz clean debian-packages broker-module
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -25,6 +25,18 @@ lint: $(VENV)/.installed-dev ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+install-service: ## install the bus as a system service (DESTDIR=…, see docs/service.md)
+	@scripts/install-service "$(PYTHON)" "$(DESTDIR)"
+
+uninstall-service: ## remove it; configuration and state stay
+	@scripts/uninstall-service "$(DESTDIR)"
+
+docs: $(VENV)/.installed-dev ## build the documentation as a site, in site/
+	$(BIN)/zensical build --strict --clean
+
+reference: $(VENV)/.installed-dev ## write the tables of keys in docs/configuration.md anew
+	$(BIN)/python -m scripts.reference
+
 bench: debian-packages $(VENV)/.installed-dev broker-module ## measure the bus beside a bare forwarder
 	$(BIN)/python -m benchmarks
 
@@ -36,7 +48,7 @@ fuzz: $(VENV)/.installed-dev ## feed each door bytes that it does not expect, gu
 	$(BIN)/python -m fuzz
 
 clean: ## remove the environment and everything generated
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +
 
 debian-packages:

@@ -112,4 +112,4 @@ def bare(port: int, count: int) -> Result:
     for process in processes:
         process.join(10)
         process.kill()
-    return Result("pika", count, max(last - first, 1e-9), count - received, 0.0, [], [])
+    return Result("pika", count, max(last - first, 1e-9), count - received, 0.0, 0, [], [])

@@ -6,7 +6,7 @@ import json
 import multiprocessing as mp
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -18,6 +18,10 @@ from benchmarks.systems import System, spawn
 
 #: Seconds without a message after which a reader takes the rest for lost.
 GIVE_UP_SECS = 20
+#: Processes that the readers of many subscriptions share.
+READERS = 10
+#: Messages that a reader takes from one of its sockets before it looks at the others.
+READ_AT_ONCE = 1000
 
 
 def indicator(name: str = "") -> bytes:
@@ -41,9 +45,36 @@ def indicator(name: str = "") -> bytes:
     ).encode()
 
 
-def _load(system: System, count: int, rate: float, control: Connection) -> None:
-    """Publish `count` indicators, `rate` a second (0: as fast as possible); nothing is dropped."""
-    frames = [b"stix2/indicator " + indicator() for _ in range(min(count, 5000))]
+def sighting(name: str = "") -> bytes:
+    """Make an ordinary sighting, with an id of its own; `name` stands in its description."""
+    moment = "2026-11-24T08:15:30.123Z"
+    return json.dumps(
+        {
+            "type": "sighting",
+            "spec_version": "2.1",
+            "id": f"sighting--{uuid.uuid4()}",
+            "created": moment,
+            "modified": moment,
+            "description": name,
+            "last_seen": moment,
+            "count": 1,
+            "sighting_of_ref": f"indicator--{uuid.uuid4()}",
+            "x_threatbus_source": "a sensor of ours",
+            "x_threatbus_sighting_context": {"noticed": True, "uid": uuid.uuid4().hex},
+        }
+    ).encode()
+
+
+def _frame(number: int, mixed: bool, name: str = "") -> bytes:
+    """Make a frame: an indicator, or every other time a sighting if they are `mixed`."""
+    if mixed and number % 2:
+        return b"stix2/sighting " + sighting(name)
+    return b"stix2/indicator " + indicator(name)
+
+
+def _load(system: System, count: int, rate: float, mixed: bool, control: Connection) -> None:
+    """Publish `count` objects, `rate` a second (0: as fast as possible); nothing is dropped."""
+    frames = [_frame(number, mixed) for number in range(min(count, 5000))]
     context = zmq.Context()
     pub = context.socket(zmq.XPUB)
     pub.setsockopt(zmq.SNDHWM, 0)
@@ -56,7 +87,7 @@ def _load(system: System, count: int, rate: float, control: Connection) -> None:
         start = time.monotonic()
         for number in range(count):
             time.sleep(max(0.0, start + number / rate - time.monotonic()))
-            pub.send(b"stix2/indicator " + indicator(str(time.monotonic_ns())))
+            pub.send(_frame(number, mixed, str(time.monotonic_ns())))
     else:
         for number in range(count):
             pub.send(frames[number % len(frames)])
@@ -77,42 +108,65 @@ class Report:
     marks: list[float] = field(default_factory=list)
 
 
-def _read(system: System, prefix: bytes, count: int, timed: bool, control: Connection) -> None:
-    """Receive `count` messages, then send a `Report`."""
+def _read(
+    system: System, prefixes: Sequence[bytes], count: int, timed: bool, control: Connection
+) -> None:
+    """Receive `count` messages on a socket per prefix, all together, then send a `Report`."""
     context = zmq.Context()
-    sub = context.socket(zmq.SUB)
-    sub.setsockopt(zmq.RCVHWM, 0)
-    sub.setsockopt(zmq.RCVTIMEO, GIVE_UP_SECS * 1000)
-    sub.connect(system.receive_from)
-    sub.subscribe(prefix)
+    poller = zmq.Poller()
+    for prefix in prefixes:
+        sub = context.socket(zmq.SUB)
+        sub.setsockopt(zmq.RCVHWM, 0)
+        sub.connect(system.receive_from)
+        sub.subscribe(prefix)
+        poller.register(sub, zmq.POLLIN)
     control.send("subscribed")
     report = Report()
     step = max(1, count // 100)
-    try:
-        while report.received < count:
-            frame = sub.recv()
-            report.received += 1
-            if report.received % step == 1 or step == 1:
-                report.marks.append(time.monotonic())
-            if timed:
-                sent = int(json.loads(frame.partition(b" ")[2])["name"])
-                report.latencies.append((time.monotonic_ns() - sent) / 1e9)
-    except zmq.Again:
-        pass
+    while report.received < count:
+        ready = poller.poll(GIVE_UP_SECS * 1000)
+        if not ready:
+            break
+        for sub, _ in ready:
+            for frame in _waiting(sub):
+                report.received += 1
+                if report.received % step == 1 or step == 1:
+                    report.marks.append(time.monotonic())
+                if timed:
+                    report.latencies.append((time.monotonic_ns() - _sent(frame)) / 1e9)
     report.first = report.marks[0] if report.marks else 0.0
     report.last = time.monotonic()
     control.send(report)
 
 
+def _waiting(sub: zmq.Socket[bytes]) -> Iterator[bytes]:
+    """Give what a socket has, but no more than lets the others have their turn."""
+    for _ in range(READ_AT_ONCE):
+        try:
+            yield sub.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+
+
+def _sent(frame: bytes) -> int:
+    """Give the moment, in nanoseconds, at which an object of ours was sent."""
+    document = json.loads(frame.partition(b" ")[2])
+    return int(document.get("name") or document["description"])
+
+
 @dataclass(frozen=True)
 class Result:
-    """What one run showed; latencies in seconds, processor time of the system alone."""
+    """What one run showed; latencies in seconds, processor time and memory of the system alone.
+
+    What was not measured is 0 or empty.
+    """
 
     system: str
     messages: int
     seconds: float
     lost: int
     cpu_seconds: float
+    peak_bytes: int
     latencies: list[float]
     #: When the first reader had every hundredth part of the messages.
     marks: list[float]
@@ -134,13 +188,14 @@ class Result:
 
 
 @contextmanager
-def readers(system: System, count: int, *, timed: bool) -> Iterator[list[Connection]]:
-    """Run one reader per prefix of `system`, each waiting for `count` messages."""
+def readers(system: System, share: int, *, timed: bool) -> Iterator[list[Connection]]:
+    """Run readers for the prefixes of `system`, each of which gets `share` messages."""
     pipes, processes = [], []
-    for prefix in system.prefixes:
+    for first in range(min(READERS, len(system.prefixes))):
+        prefixes = system.prefixes[first::READERS]
         ours, theirs = mp.Pipe()
         process = spawn.Process(
-            target=_read, args=(system, prefix, count, timed, theirs), daemon=True
+            target=_read, args=(system, prefixes, share * len(prefixes), timed, theirs), daemon=True
         )
         process.start()
         pipes.append(ours)
@@ -156,11 +211,16 @@ def readers(system: System, count: int, *, timed: bool) -> Iterator[list[Connect
             process.join()
 
 
-def run(system: System, count: int, rate: float = 0) -> Result:
-    """Publish `count` indicators through `system` to all its subscribers, and wait for them."""
+def run(system: System, count: int, rate: float = 0, *, mixed: bool = False) -> Result:
+    """Publish `count` objects through `system` to its subscribers, and wait for them.
+
+    All are indicators and every subscriber gets them; or, if they are `mixed`, every other one
+    is a sighting, and every subscriber wants one of the two kinds.
+    """
     ours, theirs = mp.Pipe()
-    loader = spawn.Process(target=_load, args=(system, count, rate, theirs), daemon=True)
-    with readers(system, count, timed=bool(rate)) as pipes:
+    loader = spawn.Process(target=_load, args=(system, count, rate, mixed, theirs), daemon=True)
+    share = count // 2 if mixed else count
+    with readers(system, share, timed=bool(rate)) as pipes:
         loader.start()
         ours.recv()
         cpu = system.cpu_seconds()
@@ -172,8 +232,9 @@ def run(system: System, count: int, rate: float = 0) -> Result:
         system.name,
         count,
         max(max(r.last for r in reports) - min(r.first for r in reports), 1e-9),
-        sum(count - report.received for report in reports),
+        share * len(system.prefixes) - sum(report.received for report in reports),
         cpu,
+        system.peak_bytes(),
         [latency for report in reports for latency in report.latencies],
         reports[0].marks,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import zmq
 
 from benchmarks.load import GIVE_UP_SECS, Report, Result, readers
-from benchmarks.systems import bus, spawn
+from benchmarks.systems import EVERYTHING, bus, spawn
 from testbed.ports import free_port
 
 _TEMPLATE: dict[str, Any] = {
@@ -126,14 +126,14 @@ def bare(count: int) -> Result:
         control.send("go")
         received, seconds = ours.recv()
     reader.join(10)
-    return Result("decoder", count, max(seconds, 1e-9), count - received, 0.0, [], [])
+    return Result("decoder", count, max(seconds, 1e-9), count - received, 0.0, 0, [], [])
 
 
 def through_the_bus(count: int) -> Result:
     """Measure the bus, from MISP's publisher to a subscriber."""
     port = free_port()
     with (
-        bus(1, apps=f"misp: {{zmq: {{host: 127.0.0.1, port: {port}}}}}") as system,
+        bus([EVERYTHING], apps=f"misp: {{zmq: {{host: 127.0.0.1, port: {port}}}}}") as system,
         readers(system, count, timed=False) as pipes,
         _publisher(port, count) as control,
     ):
@@ -141,4 +141,4 @@ def through_the_bus(count: int) -> Result:
         control.send("go")
         report: Report = pipes[0].recv()
     seconds = max(report.last - report.first, 1e-9)
-    return Result("threatbus", count, seconds, count - report.received, 0.0, [], [])
+    return Result("threatbus", count, seconds, count - report.received, 0.0, 0, [], [])

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -21,6 +21,9 @@ import zmq
 from testbed.ports import Doors
 
 spawn = mp.get_context("spawn")
+
+#: What a subscriber that wants all of it subscribes to.
+EVERYTHING = "stix2/"
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,17 @@ class System:
 
     def resident_bytes(self) -> int:
         """Give the resident memory of its process."""
+        return self._memory("VmRSS:")
+
+    def peak_bytes(self) -> int:
+        """Give the most memory that its process has had resident."""
+        return self._memory("VmHWM:")
+
+    def _memory(self, name: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
-        raise LookupError("VmRSS")
+        raise LookupError(name)
 
 
 def _forward(ready: Connection) -> None:
@@ -62,8 +72,8 @@ def _forward(ready: Connection) -> None:
 
 
 @contextmanager
-def forwarder(subscribers: int) -> Iterator[System]:
-    """Run the bare forwarder."""
+def forwarder(topics: Sequence[str]) -> Iterator[System]:
+    """Run the bare forwarder, with a subscriber to each of `topics`."""
     ours, theirs = mp.Pipe()
     process = spawn.Process(target=_forward, args=(theirs,), daemon=True)
     process.start()
@@ -73,7 +83,7 @@ def forwarder(subscribers: int) -> Iterator[System]:
             "forwarder",
             f"tcp://127.0.0.1:{sub}",
             f"tcp://127.0.0.1:{pub}",
-            [b"stix2/"] * subscribers,
+            [topic.encode() for topic in topics],
             process.pid or 0,
         )
     finally:
@@ -151,20 +161,18 @@ def started(
 
 @contextmanager
 def bus(
-    subscribers: int,
+    topics: Sequence[str],
     *,
     queues: str = "{}",
     zmq_keys: str = "",
     backbones: str = "{inmem: }",
     apps: str = "",
 ) -> Iterator[System]:
-    """Run the bus with `subscribers` subscriptions to everything."""
+    """Run the bus with a subscription to each of `topics`."""
     with started(queues=queues, zmq_keys=zmq_keys, backbones=backbones, apps=apps) as running:
         context = zmq.Context()
         manage = running.doors.address("manage")
-        replies = [
-            request(context, manage, action="subscribe", topic="stix2") for _ in range(subscribers)
-        ]
+        replies = [request(context, manage, action="subscribe", topic=topic) for topic in topics]
         context.destroy(linger=0)
         yield System(
             "threatbus",

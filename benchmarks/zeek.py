@@ -141,7 +141,7 @@ def snapshot(count: int, *, ours: bool) -> Received:
     """Have a Zeek ask for a snapshot, which an app with `count` indicators answers."""
     port = free_port()
     with (
-        systems.bus(1, apps=f"zeek: {{port: {port}}}") as system,
+        systems.bus([systems.EVERYTHING], apps=f"zeek: {{port: {port}}}") as system,
         _zeek(port, count, ours) as zeek,
     ):
         thread = threading.Thread(target=_answer, args=(system, count), daemon=True)

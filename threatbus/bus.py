@@ -330,6 +330,13 @@ class ThreatBus:
         """The names of configured plugins that the bus does without, since they did not start."""
         return [plugin.name for plugin in self._failed]
 
+    @property
+    def lost_workers(self) -> list[str]:
+        """The names of workers, the bus's and its plugins', that ended without being asked to."""
+        own = [worker.name for worker in (self.rejects, self.control) if worker.lost]
+        reports = [record.report for record in self.observer.plugins()]
+        return own + [name for report in reports for name in report.lost_workers]
+
     def _start(self) -> None:
         self.rejects.start()
         self._open_control()

@@ -8,6 +8,7 @@
     ├── PluginError        a plugin is missing, broken, or names a hook that does not exist
     ├── Rejected           a message that the border does not let in
     │   └── NotCarried     … because it is of a type that the bus does not carry
+    ├── CheckFailed        what a check of `threatbus doctor` looked at does not work
     ├── Undecided          the border cannot look at a message now, whatever it is
     ├── ControlError       the control socket cannot be opened; the bus goes on without it
     ├── Overflow           a queue that is full, or that a policy has closed
@@ -96,6 +97,21 @@ class ConnectionLost(ThreatBusError):
 
     What was to be sent was not handed over. The plugin connects again; whoever sent, sends anew.
     """
+
+
+class CheckFailed(ThreatBusError):
+    """What a check of `threatbus doctor` looked at does not work.
+
+    `detail` says what was found, `next_step` what to do about it. Neither holds a secret.
+    """
+
+    def __init__(self, detail: str, next_step: str) -> None:
+        self.detail = detail
+        self.next_step = next_step
+        super().__init__(detail, next_step)
+
+    def __str__(self) -> str:
+        return f"{self.detail}; {self.next_step}"
 
 
 class ControlError(ThreatBusError):

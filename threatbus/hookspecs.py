@@ -19,7 +19,8 @@ that it does not need; new ones are only ever added at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from threatbus.data import SnapshotRequest
+    from threatbus.doctor.check import Check
     from threatbus.services import Services
 
 APP_GROUP = "threatbus.app"
@@ -117,6 +119,18 @@ class AppSpec:
         Also called when `run` has raised.
         """
 
+    @_app_spec
+    def diagnose(  # type: ignore[empty-body]
+        self, section: msgspec.Struct | None, state_directory: Path, bus_pid: int | None
+    ) -> Iterable[Check]:
+        """Outside a bus, for `threatbus doctor`: give a `Check` for each thing that must work.
+
+        `section` is the plugin's own, converted to its schema (None without a schema). `bus_pid` is
+        the process of the bus that runs with this state directory; None: none does. Nothing is
+        connected here: that is for the checks, which run in threads, with a timeout each, and
+        disturb nothing. A check that fails raises `CheckFailed` with the next step.
+        """
+
 
 class BackboneSpec:
     """Hooks of a backbone plugin."""
@@ -159,3 +173,9 @@ class BackboneSpec:
     @_backbone_spec
     def stop(self) -> None:
         """At the end, and when `run` has raised: end the workers and close connections."""
+
+    @_backbone_spec
+    def diagnose(  # type: ignore[empty-body]
+        self, section: msgspec.Struct | None, state_directory: Path, bus_pid: int | None
+    ) -> Iterable[Check]:
+        """Outside a bus, for `threatbus doctor`: give a `Check` for each thing, as for apps."""

@@ -50,7 +50,7 @@ def is_loopback(host: str) -> bool:
         return _is_loopback_address(host)
     except ValueError:
         pass
-    address = _address_of_interface(host)
+    address = address_of_interface(host)
     if address is not None:
         return _is_loopback_address(address)
     try:
@@ -67,7 +67,7 @@ def _is_loopback_address(text: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _address_of_interface(name: str) -> str | None:
+def address_of_interface(name: str) -> str | None:
     """Give the IPv4 address that ZeroMQ binds for an interface; None if there is no such one."""
     if name not in (interface for _, interface in socket.if_nameindex()):
         return None

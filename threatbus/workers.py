@@ -66,6 +66,11 @@ class StoppableWorker(threading.Thread):
         """Ask the worker to end. Does not wait; may be called from any thread, and again."""
         self._stop_asked.set()
 
+    @property
+    def lost(self) -> bool:
+        """Whether it has ended although nobody asked it to."""
+        return self.ident is not None and not self.is_alive() and self._running()
+
     def _running(self) -> bool:
         """Say whether the worker is to go on."""
         return not self._stop_asked.is_set()

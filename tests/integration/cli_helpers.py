@@ -291,7 +291,8 @@ class OldBus:
 
     def deliver(self, data: bytes) -> None:
         """Send an indicator to every subscription."""
-        for topic in self.topics:
+        # Copied, since the thread that answers adds to them.
+        for topic in tuple(self.topics):
             self.pub.send(f"{topic}indicator ".encode() + data)
 
     def close(self) -> None:

@@ -240,7 +240,8 @@ def test_an_app_answers_the_old_bus(old_bus: OldBus) -> None:
 
         def published() -> bool:
             # A PUB drops what comes before its SUB.
-            for topic in old_bus.topics:
+            # Copied, since its own thread adds to them.
+            for topic in tuple(old_bus.topics):
                 old_bus.pub.send(f"{topic}snapshotrequest {json.dumps(request)}".encode())
             return app.flush(0.05) and bool(app._sender._unsure)
 

@@ -177,10 +177,13 @@ def test_the_service_manager_is_told_when_it_is_ready_and_when_it_stops(
         manager.bind(str(address))
         manager.settimeout(SECONDS)
         config = write_config(tmp_path / "c", Doors.free())
-        running = background("-c", str(config), NOTIFY_SOCKET=str(address))
+        running = background("-c", str(config), NOTIFY_SOCKET=str(address), WATCHDOG_USEC="30000")
         assert manager.recv(100).startswith(b"READY=1")
+        # It hears that the bus lives, again and again.
+        assert manager.recv(100) == manager.recv(100) == manager.recv(100) == b"WATCHDOG=1"
         running.process.terminate()
-        assert manager.recv(100).startswith(b"STOPPING=1")
+        last = eventually(lambda: manager.recv(100).removeprefix(b"WATCHDOG=1"))
+        assert last.startswith(b"STOPPING=1")
         assert running.process.wait(SECONDS) == 0
 
 

@@ -14,6 +14,7 @@ from helpers.documents import encode, indicator, sighting
 from helpers.waiting import eventually
 
 from integration.cli_helpers import environment
+from integration.doctor_helpers import Findings
 from testbed.ports import Doors, free_ports
 from threatbus.client import App, Endpoint, Message, Sighting, read
 from threatbus.config import yaml12
@@ -97,3 +98,9 @@ def test_the_plugin_in_the_documentation_takes_in_and_gives_out(
             assert peer.recv(65536) == seen
             sender.sendto(b"no STIX", ("127.0.0.1", listen))
             eventually(lambda: bus.rejects.total == 1)
+        bus.stop()
+        sections = {"datagrams": {"listen": listen, "send_to": send_to}}
+        assert Findings(start_bus.config(sections))("listen").detail.endswith("is free")
+        # The one that receives is taken by this test.
+        other = Findings(start_bus.config({"datagrams": {"listen": send_to}}))("listen")
+        assert other.next_step == "choose another `listen`"

@@ -114,7 +114,7 @@ def test_the_command_works_as_it_stands_there(place: Place, line: str) -> None:
 
 def test_the_page_shows_every_command_that_asks_a_running_bus() -> None:
     shown = "\n".join(commands())
-    for name in ("status", "trace", "rejected"):
+    for name in ("status", "doctor", "trace", "rejected"):
         assert name in _parser().format_help()
         assert f"threatbus {name}" in shown
 

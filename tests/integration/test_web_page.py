@@ -46,6 +46,15 @@ class Page:
         assert isinstance(found, list)
         return found
 
+    def lists(self, count: int, text: str) -> None:
+        """Wait until `count` messages are listed, the first of which shows `text`."""
+
+        def listed() -> bool:
+            rows = self.rows()
+            return len(rows) == count and text in rows[0]
+
+        eventually(listed, what=f"{count} rows, the first with {text!r}")
+
     def is_wider_than_its_window(self) -> bool:
         return bool(self.browser.run("document.documentElement.scrollWidth > innerWidth"))
 
@@ -117,10 +126,10 @@ def test_it_searches_by_text_and_type(page: Page) -> None:
         page.publish(document)
     eventually(lambda: len(page.rows()) == 3)
     page.browser.type("#text", "EVIL.example")
-    eventually(lambda: len(page.rows()) == 1 and "evil.example" in page.rows()[0])
+    page.lists(1, "evil.example")
     page.publish(indicator("[domain-name:value = 'other.example']"))
     page.publish({**wanted, "revoked": True})
-    eventually(lambda: len(page.rows()) == 2 and "remove" in page.rows()[0])
+    page.lists(2, "remove")
     page.browser.type("#text", "no such thing")
     page.browser.shows("#recent-empty", "Nothing of what the bus still knows matches")
     page.browser.run(
@@ -128,7 +137,7 @@ def test_it_searches_by_text_and_type(page: Page) -> None:
         "const type = document.querySelector('#type'); type.value = 'sighting';"
         "type.dispatchEvent(new Event('change'))"
     )
-    eventually(lambda: len(page.rows()) == 1 and "sighting" in page.rows()[0])
+    page.lists(1, "sighting")
 
 
 def test_a_click_traces(page: Page, open_app: OpenApp) -> None:

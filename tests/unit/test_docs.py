@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import msgspec
 import pytest
-from threatbus_inmem.plugin import InMemoryConfig
-from threatbus_misp.config import FilterConfig, InstanceConfig
-from threatbus_rabbitmq.config import RabbitMQConfig
-from threatbus_web.config import WebConfig
-from threatbus_zeek.config import ZeekConfig
-from threatbus_zmq.config import ZmqConfig
+from threatbus_misp.config import InstanceConfig
 
+from scripts.reference import PAGE, sections, table, written
 from threatbus.config import CoreConfig, check_section, yaml12
+from threatbus.hookspecs import AppSpec, BackboneSpec
 
 ROOT: Final = Path(__file__).parents[2]
 EXAMPLE: Final = "config.yaml.example"
@@ -29,46 +26,18 @@ COMPUTED: Final = ("", "state_directory")
 Schema = type[msgspec.Struct]
 
 
-def sections_of(schema: Schema, path: str = "") -> dict[str, Schema]:
-    """A schema and those inside it, by where they stand."""
-    found = {path: schema}
-    for each in msgspec.structs.fields(schema):
-        # A section that may be missing is a union with None.
-        for kind in (each.type, *get_args(each.type)):
-            if (
-                isinstance(kind, type)
-                and issubclass(kind, msgspec.Struct)
-                and kind is not FilterConfig
-            ):
-                found |= sections_of(kind, f"{path}.{each.name}".removeprefix("."))
-    return found
-
-
-SECTIONS: Final[dict[str, Schema]] = {
-    **sections_of(CoreConfig),
-    **sections_of(ZmqConfig, "plugins.apps.zmq"),
-    **sections_of(ZeekConfig, "plugins.apps.zeek"),
-    **sections_of(WebConfig, "plugins.apps.web"),
-    # What MispConfig has besides is `instances`, which is a mapping of these.
-    **sections_of(InstanceConfig, "plugins.apps.misp"),
-    "plugins.backbones.inmem": InMemoryConfig,
-    **sections_of(RabbitMQConfig, "plugins.backbones.rabbitmq"),
-}
+SECTIONS: Final[dict[str, Schema]] = sections()
+#: Those that have a place of their own in the example: filters are a list in it, and there is one
+#: MISP, without `instances`.
+IN_EXAMPLE: Final[dict[str, Schema]] = {
+    path: schema for path, schema in SECTIONS.items() if path != "plugins.apps.misp.filter"
+} | {"plugins.apps.misp": InstanceConfig}
 
 
 def settings_of(path: str) -> list[str]:
     """The keys of a section that are no sections themselves."""
-    inner = {name.rpartition(".")[2] for name in SECTIONS if name.rpartition(".")[0] == path}
-    return [name for name in SECTIONS[path].__struct_encode_fields__ if name not in inner]
-
-
-def documented(path: str) -> dict[str, str]:
-    """The keys of a section in docs/configuration.md, and what stands there as default."""
-    text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    heading = f"## `{path}`\n" if path else "## Top level\n"
-    assert heading in text
-    section = text.partition(heading)[2].partition("\n## ")[0]
-    return dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|", section, re.MULTILINE))
+    inner = {name.rpartition(".")[2] for name in IN_EXAMPLE if name.rpartition(".")[0] == path}
+    return [name for name in IN_EXAMPLE[path].__struct_encode_fields__ if name not in inner]
 
 
 def example() -> dict[str, Any]:
@@ -93,28 +62,39 @@ def with_defaults(values: dict[str, Any], schema: Schema) -> msgspec.Struct | No
     return section
 
 
-@pytest.mark.parametrize("path", SECTIONS)
-def test_the_documentation_lists_exactly_the_keys_that_there_are(path: str) -> None:
-    assert list(documented(path)) == settings_of(path)
+def test_the_reference_of_keys_is_that_of_the_code() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == written(page), "`make reference` writes it anew"
+
+
+def test_a_section_without_a_place_in_the_reference_is_said() -> None:
+    page = PAGE.read_text(encoding="utf-8").replace("<!-- keys of queues -->", "")
+    with pytest.raises(LookupError, match=r"keys of queues(.|\n)*outq_messages"):
+        written(page)
 
 
 @pytest.mark.parametrize("path", SECTIONS)
-def test_the_defaults_in_the_documentation_are_the_real_ones(path: str) -> None:
-    written = {
-        name: yaml12.parse(f"default: {cell.strip('`')}", name)["default"]
-        for name, cell in documented(path).items()
-        if (path, name) != COMPUTED
-    }
-    assert None not in written.values()
-    assert with_defaults(written, SECTIONS[path]) == SECTIONS[path]()
+def test_every_key_has_a_heading_and_a_meaning(path: str) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert f"\n## {f'`{path}`' if path else 'Top level'}\n" in page
+    for row in table(SECTIONS[path]).splitlines()[2:]:
+        *_, meaning, _ = re.split(r"(?<!\\)\|", row)
+        assert len(meaning.strip()) > 5, row
 
 
-@pytest.mark.parametrize("path", SECTIONS)
+@pytest.mark.parametrize("spec", [AppSpec, BackboneSpec])
+def test_every_hook_is_documented_for_authors_of_plugins(spec: type) -> None:
+    page = (ROOT / "docs/writing-a-plugin.md").read_text(encoding="utf-8")
+    for hook in (name for name in vars(spec) if not name.startswith("_")):
+        assert re.search(rf"^\| `{hook}` \|", page, re.MULTILINE), hook
+
+
+@pytest.mark.parametrize("path", IN_EXAMPLE)
 def test_the_example_has_every_key(path: str) -> None:
     assert set(settings_of(path)) <= set(in_example(path))
 
 
-@pytest.mark.parametrize("path", sorted(set(SECTIONS) - {"plugins"}))
+@pytest.mark.parametrize("path", sorted(set(IN_EXAMPLE) - {"plugins"}))
 def test_the_values_in_the_example_are_the_defaults(path: str) -> None:
     written = {
         name: in_example(path)[name] for name in settings_of(path) if (path, name) != COMPUTED
@@ -123,11 +103,11 @@ def test_the_values_in_the_example_are_the_defaults(path: str) -> None:
     for (section, name), value in RECOMMENDED.items():
         if section == path:
             assert written.pop(name) is value
-    assert with_defaults(written, SECTIONS[path]) == SECTIONS[path]()
+    assert with_defaults(written, IN_EXAMPLE[path]) == IN_EXAMPLE[path]()
 
 
 def test_the_example_says_nothing_that_is_unknown() -> None:
     assert with_defaults(example(), CoreConfig) is not None
     for group, plugins in example()["plugins"].items():
         for name, section in plugins.items():
-            assert with_defaults(section, SECTIONS[f"plugins.{group}.{name}"]) is not None
+            assert with_defaults(section, IN_EXAMPLE[f"plugins.{group}.{name}"]) is not None

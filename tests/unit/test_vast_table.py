@@ -210,6 +210,21 @@ def test_a_node_that_leaves_once_more_while_it_is_written_is_written_again(keepe
     keeper.holds("a.example")
 
 
+def test_a_worker_that_fails_in_the_middle_writes_all_of_it_again(keeper: Keeper) -> None:
+    keeper.learn(domain("a.example"))
+    keeper.holds("a.example")
+
+    def fail() -> None:
+        assert keeper.node.table is not None
+        keeper.node.table.pop("b.example", None)
+        raise RuntimeError("what nobody has thought of")
+
+    keeper.node.meanwhile.append(fail)
+    keeper.learn(domain("b.example"))
+    eventually(lambda: keeper.table.failures == 1)
+    keeper.holds("a.example", "b.example")
+
+
 def test_a_node_that_leaves_live_matching_gets_its_table_anew(keeper: Keeper) -> None:
     keeper.learn(domain("a.example"))
     keeper.holds("a.example")

@@ -20,14 +20,16 @@ def test_a_token_in_the_configuration_is_used(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_token_file_is_read_without_its_line_break(tmp_path: Path) -> None:
+def test_a_token_may_come_from_a_file_like_every_secret(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text(LONG + "\n")
-    file.chmod(0o600)
-    assert token_of(WebConfig(token_file=str(file)), tmp_path) == LONG
+    section, errors = check_section({"token_file": str(file)}, WebConfig, "plugins.apps.web")
+    assert errors == []
+    assert isinstance(section, WebConfig)
+    assert token_of(section, tmp_path / "state") == LONG
 
 
-def test_without_either_a_token_is_made_that_only_the_owner_reads(tmp_path: Path) -> None:
+def test_without_one_a_token_is_made_that_only_the_owner_reads(tmp_path: Path) -> None:
     made = token_of(WebConfig(), tmp_path / "state")
     file = tmp_path / "state" / FILE_NAME
     assert len(made) >= 32
@@ -38,25 +40,14 @@ def test_without_either_a_token_is_made_that_only_the_owner_reads(tmp_path: Path
 
 @pytest.mark.parametrize("content", ["", "short", LONG + " with blanks", LONG + "\ntwo lines"])
 def test_a_file_without_a_usable_token_is_refused(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "secret"
-    file.write_text(content)
-    with pytest.raises(InvalidConfig, match=r"plugins\.apps\.web\.token_file: .*which holds"):
-        token_of(WebConfig(token_file=str(file)), tmp_path)
+    (tmp_path / FILE_NAME).write_text(content)
+    with pytest.raises(InvalidConfig, match=r"plugins\.apps\.web\.token: is missing, and .*web"):
+        token_of(WebConfig(), tmp_path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match="nowhere, which cannot be used"):
-        token_of(WebConfig(token_file=str(tmp_path / "nowhere")), tmp_path)
-
-
-def test_a_file_that_others_can_read_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    file = tmp_path / "secret"
-    file.write_text(LONG)
-    file.chmod(0o644)
-    token_of(WebConfig(token_file=str(file)), tmp_path)
-    assert "can be read by others than its owner: chmod 600" in caplog.text
+def test_a_state_directory_that_cannot_be_had_is_named() -> None:
+    with pytest.raises(InvalidConfig, match=r"/proc/nowhere/web\.token is of no use"):
+        token_of(WebConfig(), Path("/proc/nowhere"))
 
 
 def test_a_weak_token_in_the_configuration_is_an_error_that_does_not_show_it() -> None:
@@ -65,8 +56,3 @@ def test_a_weak_token_in_the_configuration_is_an_error_that_does_not_show_it() -
     assert "plugins.apps.web" in str(error)
     assert "16 or more" in str(error)
     assert "letmein" not in str(error)
-
-
-def test_a_token_and_a_file_at_once_are_an_error() -> None:
-    _, errors = check_section({"token": LONG, "token_file": "x"}, WebConfig, "plugins.apps.web")
-    assert len(errors) == 1

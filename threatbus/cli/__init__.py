@@ -9,7 +9,7 @@ import argparse
 import importlib.metadata
 from collections.abc import Sequence
 
-from threatbus.cli import check, keys, plugins, publish, rejected, run, status, tail, trace
+from threatbus.cli import check, doctor, keys, plugins, publish, rejected, run, status, tail, trace
 from threatbus.cli.options import add_config
 from threatbus.cli.outcome import INTERRUPTED, failure
 from threatbus.errors import ThreatBusError
@@ -20,6 +20,7 @@ examples:
   threatbus                               the same with config.yaml or config.yml in the current
                                           directory, or with environment variables alone
   threatbus check -c config.yaml          say all that is wrong with a configuration
+  threatbus doctor -c config.yaml         connect to all it names and say what does not work
   threatbus plugins                       list what is installed
   threatbus status                        see how a running bus is doing
   threatbus trace evil.example            see where an indicator came from and went
@@ -55,6 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     add_config(parser, default=None)
     parser.set_defaults(command=run.command)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (run, check, plugins, status, trace, tail, publish, rejected, keys):
+    for module in (run, check, doctor, plugins, status, trace, tail, publish, rejected, keys):
         module.add_parser(commands)
     return parser

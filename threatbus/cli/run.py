@@ -23,6 +23,7 @@ from threatbus.cli.text import printable
 from threatbus.client import DEFAULT_PORT, Endpoint
 from threatbus.errors import ThreatBusError
 from threatbus.notify import notify
+from threatbus.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from threatbus.bus import ThreatBus
@@ -88,6 +89,12 @@ class Signals:
         """Block until the next signal; at once if it has already come."""
         return signal.Signals(self._notes.get())
 
+    def wait_for(self, timeout: float | None) -> signal.Signals | None:
+        """Do as `wait`, but give None if none comes within `timeout` seconds."""
+        with contextlib.suppress(queue.Empty):
+            return signal.Signals(self._notes.get(timeout=timeout))
+        return None
+
     def _on_signal(self, signum: int, _: FrameType | None) -> None:
         if signum == signal.SIGHUP and not (self._on_terminal and not _on_terminal()):
             self._notes.put(signum)
@@ -111,12 +118,23 @@ def _run(path: str | None, signals: Signals) -> int:
     gc.freeze()
     notify("READY=1")
     _announce(bus)
-    while (caught := signals.wait()) == signal.SIGHUP:
-        _reload(bus, path)
+    caught = _serve(bus, path, signals)
     logger.info("%s: stopping", caught.name)
     notify("STOPPING=1")
     bus.stop()
     return OK
+
+
+def _serve(bus: ThreatBus, path: str | None, signals: Signals) -> signal.Signals:
+    """Stay until a signal that ends the bus, and give it."""
+    watchdog = Watchdog(bus)
+    while True:
+        watchdog.look()
+        caught = signals.wait_for(watchdog.interval)
+        if caught == signal.SIGHUP:
+            _reload(bus, path)
+        elif caught is not None:
+            return caught
 
 
 def _reload(bus: ThreatBus, path: str | None) -> None:

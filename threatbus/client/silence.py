@@ -66,18 +66,18 @@ def _probe(endpoint: Endpoint) -> str:
 
 def refusal(endpoint: Endpoint, socket_type: str = "REQ") -> str:
     """Say which keys are missing or wrong; empty if the bus objects to none, or is not there."""
-    keys, mechanism = endpoint.keys, _mechanism(endpoint)
-    if mechanism == b"CURVE" and keys is None:
+    keys, found = endpoint.keys, mechanism(endpoint)
+    if found == b"CURVE" and keys is None:
         return (
             f"the bus at {endpoint} asks for a key: give the file that `threatbus keys client` "
             f"made for you, as --key-file or in {KEY_FILE_VARIABLE}"
         )
-    if mechanism == b"NULL" and keys is not None:
+    if found == b"NULL" and keys is not None:
         return f"the bus at {endpoint} asks for no keys: leave the key file out"
-    return _failed_handshake(endpoint, keys, socket_type) if mechanism and keys is not None else ""
+    return _failed_handshake(endpoint, keys, socket_type) if found and keys is not None else ""
 
 
-def _mechanism(endpoint: Endpoint) -> bytes:
+def mechanism(endpoint: Endpoint) -> bytes:
     """Give the security mechanism of what listens; empty if it does not speak ZMTP 3.
 
     It is in the greeting that each peer begins with (rfc.zeromq.org/spec/23), and comes as soon

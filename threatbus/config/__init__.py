@@ -55,7 +55,7 @@ from threatbus.config.schema import (
 )
 from threatbus.config.source import PREFIX, Source, load
 from threatbus.config.values import EnvText
-from threatbus.config.whole import Checked, PluginInfo, Section, read, read_core
+from threatbus.config.whole import Checked, PluginInfo, Section, read, read_core, survey
 from threatbus.config.wording import describe, is_secret, nearest
 
 __all__ = [
@@ -92,4 +92,5 @@ __all__ = [
     "nearest",
     "read",
     "read_core",
+    "survey",
 ]

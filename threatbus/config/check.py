@@ -105,13 +105,13 @@ class Checker:
                 twice = f"there twice, also as {key}"
                 self.errors.append(ConfigError(join(path, name), twice, "there once"))
                 continue
-            text = self.value(file, str, where)
-            if not isinstance(text, str):
-                continue
             try:
+                text = str(to_scalar(file, str))
                 given[name] = read_secret(text)
-            except SecretFileError as error:
-                self.errors.append(ConfigError(where, str(error), "a file that holds the secret"))
+            except ValueError as error:
+                # What is no path at all may be the secret.
+                found = str(error) if isinstance(error, SecretFileError) else "no path of a file"
+                self.errors.append(ConfigError(where, found, "a file that holds the secret"))
                 continue
             if is_readable_by_all(text):
                 self.warnings.append(
@@ -229,4 +229,7 @@ class Checker:
             what = allowed(annotation)
             if bare(annotation) is str and isinstance(value, bool | float):
                 what += "; text that looks like something else needs quotes"
+            if is_marked(annotation, "secret"):
+                self.errors.append(ConfigError(path, "a value that is not shown", what))
+                return None
             return self.wrong(value, what, path)

@@ -58,43 +58,61 @@ class LoggingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The section `logging`."""
 
     console: bool = True
+    """Whether to write to standard error."""
     console_verbosity: Verbosity = "INFO"
+    """The least that is written there."""
     console_format: LogFormat = "text"
+    """One line of text per entry, or one JSON object."""
     file: bool = False
+    """Whether to write to a file."""
     file_verbosity: Verbosity = "INFO"
+    """The least that is written there."""
     file_format: LogFormat = "text"
+    """As for the console."""
     filename: Text = "threatbus.log"
+    """Which file."""
 
 
 class PluginsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The section `plugins`: names of plugins and their sections, as yet unchecked."""
 
     apps: dict[str, Any] = {}
+    """A section per app plugin: the endpoints. Without one nobody can take part; a warning."""
     backbones: dict[str, Any] = {}
+    """A section per backbone, which passes messages on; at least one is needed."""
 
 
 class QueuesConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The section `queues`: bounds of inq and of each outq, and what a full outq does."""
 
     outq_messages: PositiveInt = 1_000_000
+    """Most messages in an outq."""
     outq_bytes: ByteSize = 256 * MIB
+    """Most bytes in an outq."""
     inq_messages: PositiveInt = 100_000
+    """Most messages in inq."""
     inq_bytes: ByteSize = 256 * MIB
+    """Most bytes in inq."""
     overflow: Overflow = "disconnect"
+    """What a full outq does."""
 
 
 class RejectedConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The section `rejected`: bounds of the store of messages that the border did not let in."""
 
     messages: PositiveInt = 1000
+    """Most messages that are kept."""
     bytes: ByteSize = 16 * MIB
+    """Most bytes that are kept."""
 
 
 class TraceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The section `trace`: bounds of what `threatbus trace` and the page look through."""
 
     messages: PositiveInt = 20_000
+    """Most messages that are kept."""
     bytes: ByteSize = 16 * MIB
+    """Most bytes that are kept."""
 
 
 class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,5 +124,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     rejected: RejectedConfig = RejectedConfig()
     trace: TraceConfig = TraceConfig()
     snapshot_timeout: Seconds = 300.0
+    """A snapshot that has had no answer for this long is over."""
     drain_timeout: Seconds = 10.0
+    """How long stopping may take to deliver what is in flight."""
     state_directory: Text = msgspec.field(default_factory=default_state_directory)
+    """Where the bus keeps what it writes."""

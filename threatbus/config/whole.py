@@ -102,6 +102,22 @@ def read(
     `source` comes from `load`, or is a Dynaconf object that someone else built, or a mapping.
     Raises InvalidConfig with every error at once.
     """
+    checked, errors = survey(source, installed_apps, installed_backbones)
+    if errors or checked is None:
+        raise InvalidConfig(errors)
+    return checked
+
+
+def survey(
+    source: Any,
+    installed_apps: Mapping[str, PluginInfo],
+    installed_backbones: Mapping[str, PluginInfo],
+) -> tuple[Checked | None, Sequence[ConfigError]]:
+    """Give what is right in a configuration beside all that is wrong, for whoever looks into it.
+
+    Plugins with a wrong section are left out of what is right; None if the core's own settings are
+    wrong.
+    """
     tree = _tree(source)
     checker = Checker()
     core = checker.section(tree, CoreConfig, "")
@@ -123,16 +139,31 @@ def read(
         checker.errors.append(_no_backbone(source))
     if _group_in(tree, "apps") == {}:
         checker.warnings.append("plugins.apps: no app plugin is configured, nobody can take part")
-    if checker.errors or core is None:
-        raise InvalidConfig(checker.errors)
-    return Checked(
+    if core is None:
+        return None, checker.errors
+    right = {
+        group: {
+            name: struct
+            for name, struct in found.items()
+            # Without a Struct although there is a schema, or with an error of its validators.
+            if (struct is not None or given[group][name].schema is None)
+            and not _is_wrong(f"plugins.{group}.{name}", checker.errors)
+        }
+        for group, found in structs.items()
+    }
+    checked = Checked(
         core=core,
-        apps=structs["apps"],
-        backbones=structs["backbones"],
-        plain_apps=_for_run(written["apps"], structs["apps"]),
-        plain_backbones=_for_run(written["backbones"], structs["backbones"]),
+        apps=right["apps"],
+        backbones=right["backbones"],
+        plain_apps=_for_run(written["apps"], right["apps"]),
+        plain_backbones=_for_run(written["backbones"], right["backbones"]),
         warnings=tuple(summed_up(checker.warnings)),
     )
+    return checked, checker.errors
+
+
+def _is_wrong(section: str, errors: Sequence[ConfigError]) -> bool:
+    return any(f"{error.key}.".startswith(f"{section}.") for error in errors)
 
 
 def read_core(source: Any) -> CoreConfig:

@@ -175,6 +175,11 @@ class PluginReport:
         """How often workers have failed and begun again."""
         return sum(worker.failures for worker in list(self._workers))
 
+    @property
+    def lost_workers(self) -> list[str]:
+        """The names of workers that have ended although nobody asked them to."""
+        return [worker.name for worker in list(self._workers) if worker.lost]
+
     def numbers(self) -> list[Number]:
         """Read the plugin's own numbers; one that cannot be read is left out, and logged."""
         found = []

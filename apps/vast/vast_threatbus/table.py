@@ -71,6 +71,7 @@ class LookupTable(StoppableWorker):
         """Have the table made and written anew: the node was away, or may have been."""
         with self._lock:
             self._unknown = True
+            self._writing = 0
             self.kept.clear()
         self._work.set()
 
@@ -87,6 +88,8 @@ class LookupTable(StoppableWorker):
 
     def run(self) -> None:
         """Write until asked to stop."""
+        # Also when it begins again after it has failed in the middle of something.
+        self.write_anew()
         while self._running():
             if not self._unknown:
                 self._work.wait(self._until_expiry())
@@ -170,8 +173,6 @@ class LookupTable(StoppableWorker):
             logger.warning("the lookup table cannot be written: %s; trying again", error)
             self._lost = True
         # What of it has been written, nobody knows.
-        with self._lock:
-            self._writing = 0
         self.write_anew()
         self._stop_asked.wait(self._backoff.next())
 

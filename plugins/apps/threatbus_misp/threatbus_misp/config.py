@@ -68,11 +68,11 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The section ``kafka``: the Kafka that MISP publishes to."""
 
     topics: list[Text] = []
-    """Topics that MISP writes."""
+    """Topics that MISP writes; at least one."""
     poll_interval: Seconds = 1.0
     """Seconds that one poll waits at most."""
     config: SecretSettings = {}
-    """Settings of librdkafka, passed on as they are."""
+    """Settings of librdkafka, passed on as they are; offsets are committed by the bus."""
 
 
 class SightingsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +98,7 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     threat_level: ThreatLevel = 4
     """Least threat level of the event: 1 (high) to 4 (undefined)."""
     published_only: bool = False
-    """Whether changes wait until MISP publishes their event."""
+    """Whether changes wait until MISP publishes their event; the example file has it on."""
     warninglists: bool = False
     """Whether what is asked for over REST leaves out what is on MISP's warninglists."""
     false_positive_limit: NonNegativeInt = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import msgspec
 
 import threatbus
 from threatbus.data import SnapshotRequest
+from threatbus.doctor import Check
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.messages import SIGHTING
@@ -96,6 +98,14 @@ class MispPlugin:
             instance.stop()
         self._instances.clear()
         self._subscribed.clear()
+
+    @threatbus.app
+    def diagnose(self, section: msgspec.Struct | None) -> Iterable[Check]:
+        """Give the checks of `threatbus doctor`."""
+        from threatbus_misp.doctor import checks  # noqa: PLC0415 (the bus needs it not)
+
+        settings = section if isinstance(section, MispConfig) else MispConfig()
+        return checks(settings)
 
     def _offer_numbers(self, report: PluginReport) -> None:
         """Offer what only this plugin knows, of all instances together."""

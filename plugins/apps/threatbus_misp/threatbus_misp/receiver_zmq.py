@@ -41,7 +41,8 @@ RECEIVE_MARK: Final = 100_000
 RECONNECT_MS: Final = 100
 RECONNECT_CAP_MS: Final = 30_000
 
-_REFUSED: Final = (
+#: Events of a monitor that say that the publisher does not let us in.
+HANDSHAKE_REFUSED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -82,8 +83,7 @@ class ZmqSource(StoppableWorker):
     @property
     def address(self) -> str:
         """Where MISP publishes."""
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        return f"tcp://{host}:{self._config.port}"
+        return address_of(self._config)
 
     def stop(self) -> None:
         """Ask the worker to end and wake it."""
@@ -178,7 +178,7 @@ class ZmqSource(StoppableWorker):
             self.state.down(f"trying {self.address} again: the connection was lost")
             logger.warning("%s has lost %s; it tries again", self.name, self.address)
             self._missing.lost()
-        elif event & _REFUSED:
+        elif event & HANDSHAKE_REFUSED:
             self.state.down(f"{self.address} refuses username or password")
             self._log.log(
                 "refused",
@@ -204,3 +204,9 @@ class ZmqSource(StoppableWorker):
             )
         else:
             logger.warning("%s has no connection to %s", self.name, self.address)
+
+
+def address_of(config: ZmqConfig) -> str:
+    """Give the address of a publisher, as ZeroMQ writes it."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"tcp://{host}:{config.port}"

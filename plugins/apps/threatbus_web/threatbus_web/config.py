@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from threatbus.config import ByteSize, Host, Port, PositiveInt
+from threatbus.config import ByteSize, Host, Port, PositiveInt, Secret
 from threatbus.errors import ConfigError, InvalidConfig
 
 SECTION: Final = "plugins.apps.web"
@@ -27,10 +27,8 @@ class WebConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Address to bind."""
     port: Port = 13373
     """Port to bind."""
-    token: str = ""
-    """What clients have to show; empty: see `token_file`."""
-    token_file: str = ""
-    """File that holds it; empty as well: ``web.token`` in the state directory, made if need be."""
+    token: Secret = ""
+    """What clients have to show; empty: ``web.token`` in the state directory, made if need be."""
     max_body: ByteSize = 10 * 1024 * 1024
     """Largest document that is taken for publishing."""
     max_connections: PositiveInt = 64
@@ -38,9 +36,6 @@ class WebConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check the token; raises `InvalidConfig`."""
-        if self.token and self.token_file:
-            found = "given beside token_file"
-            raise InvalidConfig([ConfigError(f"{SECTION}.token", found, "there alone, or not")])
         if self.token and not is_usable_token(self.token):
             found = f"text of {len(self.token)} characters"
             raise InvalidConfig([ConfigError(f"{SECTION}.token", found, ALLOWED_TOKEN)])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging as std_logging
 import socket
 import threading
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 import threatbus
+from threatbus.doctor import Check
 from threatbus.errors import ConfigError, InvalidConfig, PluginError
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
+from threatbus.protected import is_loopback
 from threatbus.services import Services
 from threatbus_web.config import SECTION, WebConfig
 
@@ -88,7 +91,7 @@ class WebPlugin:
         address = f"http://{_shown(settings.host)}:{settings.port}/"
         report.connection("endpoint").up(f"listening on {address}")
         logger.info("the page is at %s", address)
-        if not _is_loopback(settings.host):
+        if not is_loopback(settings.host):
             logger.warning(
                 "%s is open to other machines, without encryption: put a proxy with TLS before it",
                 address,
@@ -107,6 +110,16 @@ class WebPlugin:
             self._server.close()
         self._server = self._history = None
 
+    @threatbus.app
+    def diagnose(
+        self, section: msgspec.Struct | None, state_directory: Path, bus_pid: int | None
+    ) -> Iterable[Check]:
+        """Give the checks of `threatbus doctor`."""
+        from threatbus_web.doctor import checks  # noqa: PLC0415 (the bus needs it not)
+
+        settings = section if isinstance(section, WebConfig) else WebConfig()
+        return checks(settings, state_directory, bus_pid)
+
 
 def _listen(host: str, port: int, backlog: int) -> socket.socket:
     """Bind; raises `InvalidConfig` if the address cannot be had."""
@@ -118,13 +131,6 @@ def _listen(host: str, port: int, backlog: int) -> socket.socket:
         raise InvalidConfig([ConfigError(f"{SECTION}.port", found, "free and ours")]) from None
     listener.setblocking(False)
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _shown(host: str) -> str:

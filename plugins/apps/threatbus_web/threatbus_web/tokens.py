@@ -1,4 +1,4 @@
-"""The token that clients have to show: given, read from a file, or made at the first start."""
+"""The token that clients have to show: the configured one, or one made at the first start."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import contextlib
 import logging
 import os
 import secrets
-import stat
 from pathlib import Path
 from typing import Final
 
+from threatbus.config.secrets import SecretFileError, read
 from threatbus.errors import ConfigError, InvalidConfig
 from threatbus_web.config import ALLOWED_TOKEN, SECTION, WebConfig, is_usable_token
 
 logger = logging.getLogger("threatbus.web")
 
-#: The file in the state directory that is made where the configuration names none.
+#: The file in the state directory that is made where the configuration has no token.
 FILE_NAME: Final = "web.token"
 
 
@@ -23,24 +23,17 @@ def token_of(config: WebConfig, state_directory: Path) -> str:
     """Give the token; raises `InvalidConfig` if it cannot be had, or is of no use."""
     if config.token:
         return config.token
-    path = Path(config.token_file) if config.token_file else state_directory / FILE_NAME
+    path = state_directory / FILE_NAME
     try:
-        if not config.token_file:
-            _make(path)
-        token = path.read_text(encoding="utf-8").strip()
-        readable = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
-    except (OSError, UnicodeDecodeError) as error:
+        _make(path)
+        token = read(str(path))
+    except (OSError, SecretFileError) as error:
         reason = getattr(error, "strerror", None) or error
-        found = f"{path}, which cannot be used ({reason})"
-        raise InvalidConfig(
-            [ConfigError(f"{SECTION}.token_file", found, "a file that the bus can read")]
-        ) from None
+        found = f"missing, and {path} is of no use: {reason}"
+        raise InvalidConfig([ConfigError(f"{SECTION}.token", found, ALLOWED_TOKEN)]) from None
     if not is_usable_token(token):
-        found = f"{path}, which holds {len(token)} characters"
-        allowed = f"a file that holds {ALLOWED_TOKEN}"
-        raise InvalidConfig([ConfigError(f"{SECTION}.token_file", found, allowed)])
-    if readable:
-        logger.warning("%s can be read by others than its owner: chmod 600", path)
+        found = f"missing, and {path} holds {len(token)} characters"
+        raise InvalidConfig([ConfigError(f"{SECTION}.token", found, ALLOWED_TOKEN)])
     logger.info("clients show the token that is in %s", path)
     return token
 

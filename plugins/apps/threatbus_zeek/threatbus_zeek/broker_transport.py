@@ -72,7 +72,7 @@ class BrokerTransport:
 
     def open(self) -> None:
         """Load Broker and listen; raises `InvalidConfig` that says what to do."""
-        self._broker = _load()
+        self._broker = load()
         broker = self._broker
         options = broker.BrokerOptions()
         options.disable_ssl = self._config.disable_ssl
@@ -185,7 +185,8 @@ class BrokerTransport:
         return value
 
 
-def _load() -> Any:
+def load() -> Any:
+    """Import Broker's module; raises `InvalidConfig` that says how to get it."""
     try:
         return importlib.import_module("broker")
     except ImportError as error:

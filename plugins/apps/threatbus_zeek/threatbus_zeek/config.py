@@ -58,7 +58,7 @@ class ZeekConfig(msgspec.Struct, frozen=True, kw_only=True):
     module_namespace: str = "Tenzir"
     """Module of the script that Zeek runs: what its events' names begin with."""
     broker: bool = True
-    """Whether the bus listens for Broker at all."""
+    """Whether the bus listens for Broker at all; it needs Broker's Python module."""
     disable_ssl: bool = False
     """Whether Broker goes without TLS; must be the same on both sides (Broker::disable_ssl)."""
     tls: BrokerTlsConfig = BrokerTlsConfig()

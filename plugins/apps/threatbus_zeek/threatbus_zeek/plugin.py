@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 import threatbus
+from threatbus.doctor import Check
 from threatbus.errors import ConfigError, InvalidConfig
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
@@ -84,6 +85,14 @@ class ZeekPlugin:
         for link in self._links:
             link.end()
         self._links.clear()
+
+    @threatbus.app
+    def diagnose(self, section: msgspec.Struct | None, bus_pid: int | None) -> Iterable[Check]:
+        """Give the checks of `threatbus doctor`."""
+        from threatbus_zeek.doctor import checks  # noqa: PLC0415 (the bus needs it not)
+
+        settings = section if isinstance(section, ZeekConfig) else ZeekConfig()
+        return checks(settings, bus_pid)
 
     def _peers(self) -> int:
         return sum(link.manager.peers for link in self._links)

@@ -123,19 +123,21 @@ class Reader(StoppableWorker):
         from websockets.exceptions import WebSocketException  # noqa: PLC0415
 
         backoff = Backoff(cap=MAX_DELAY_SECS)
-        self._state.down(f"connecting to {self._url}")
+        self._state.down(f"connecting to {self.address}")
         while self._running():
             try:
                 self._converse(backoff)
             except (OSError, WebSocketException, wire.BadFrame, EOFError) as error:
                 if self._running():
-                    self._state.down(f"trying {self._url} again: {error or type(error).__name__}")
+                    self._state.down(
+                        f"trying {self.address} again: {error or type(error).__name__}"
+                    )
                     self._log.log(
                         type(error).__name__,
                         logging.WARNING,
                         "no connection to Zeek at %s (%s), trying again",
                         self.address,
-                        _explain(error),
+                        explain(error),
                     )
             self._stop_asked.wait(backoff.next())
 
@@ -175,7 +177,7 @@ class Reader(StoppableWorker):
             self._connections += 1
             peer = f"connection {self._connections}"
             self.connection = connection
-            self._state.up(f"connected to {self._url}")
+            self._state.up(f"connected to {self.address}")
             self._inbox.put(PeerAdded(peer))
             try:
                 while True:
@@ -232,7 +234,9 @@ class WebSocketTransport:
 
     def open(self) -> None:
         """Begin to connect; raises `InvalidConfig` for certificates that cannot be read."""
-        self._reader = Reader(self.url, self._tls(), self._inbox, self.state)
+        self._reader = Reader(
+            self.url, tls_context(self.url, self._config), self._inbox, self.state
+        )
         self._reader.start()
 
     def receive(self, timeout: float | None, *, reading: bool) -> Sequence[Incoming]:
@@ -273,18 +277,20 @@ class WebSocketTransport:
         # One that is just connecting ends by itself, and holds nothing up.
         reader.join(CLOSE_SECS)
 
-    def _tls(self) -> ssl.SSLContext | None:
-        if not self.url.startswith("wss:"):
-            return None
-        try:
-            return ssl.create_default_context(cafile=self._config.ca_file or None)
-        except (OSError, ssl.SSLError) as error:
-            found = f"{self._config.ca_file!r}, which cannot be read ({error})"
-            allowed = "a file with certificates in PEM"
-            raise InvalidConfig([ConfigError(f"{SECTION}.ca_file", found, allowed)]) from None
+
+def tls_context(url: str, config: ZeekConfig) -> ssl.SSLContext | None:
+    """Give what a server is checked against; raises `InvalidConfig` if that cannot be read."""
+    if not url.startswith("wss:"):
+        return None
+    try:
+        return ssl.create_default_context(cafile=config.ca_file or None)
+    except (OSError, ssl.SSLError) as error:
+        found = f"{config.ca_file!r}, which cannot be read ({error})"
+        allowed = "a file with certificates in PEM"
+        raise InvalidConfig([ConfigError(f"{SECTION}.ca_file", found, allowed)]) from None
 
 
-def _explain(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """Say what is wrong with a connection, and which key sets whom the bus trusts."""
     if not isinstance(error, ssl.SSLCertVerificationError):
         return str(error) or type(error).__name__

@@ -42,8 +42,10 @@ class CurveConfig(msgspec.Struct, frozen=True, kw_only=True):
 class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses and limits of the ZeroMQ endpoint; every key has a default."""
 
-    host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
-    """Address to bind: an IP address, a host name, an interface, or * for all."""
+    host: Annotated[
+        str, msgspec.Meta(min_length=1, description="an address, a name, an interface, or *")
+    ] = "127.0.0.1"
+    """Where the three ports are bound; ``*`` is every address of the machine."""
     allow_insecure: bool = False
     """Whether `host` may be a public address although no `curve` asks for keys."""
     manage: Port = 13370

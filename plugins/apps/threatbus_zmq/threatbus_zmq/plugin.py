@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging as std_logging
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 import threatbus
+from threatbus.doctor import Check
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.services import Services
@@ -80,3 +82,11 @@ class ZmqPlugin:
             self._endpoint.join()
         self._endpoint.close()
         self._endpoint = None
+
+    @threatbus.app
+    def diagnose(self, section: msgspec.Struct | None, bus_pid: int | None) -> Iterable[Check]:
+        """Give the checks of `threatbus doctor`."""
+        from threatbus_zmq.doctor import checks  # noqa: PLC0415 (the bus needs it not)
+
+        settings = section if isinstance(section, ZmqConfig) else ZmqConfig()
+        return checks(settings, bus_pid)

@@ -6,11 +6,13 @@ thread puts them on inq, without a hand-over in between.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 import threatbus
+from threatbus.doctor import Check
 from threatbus.queues import MessageQueue
 from threatbus.routing import Outlet, TopicTable
 
@@ -49,3 +51,8 @@ class InMemoryBackbone:
     def drain(self, deadline: float) -> int:  # noqa: ARG002
         """Give 0: nothing ever waits here."""
         return 0
+
+    @threatbus.backbone
+    def diagnose(self) -> Iterable[Check]:
+        """Give no check of `threatbus doctor`: it connects to nothing."""
+        return ()

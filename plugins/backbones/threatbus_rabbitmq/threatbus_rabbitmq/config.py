@@ -78,7 +78,8 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
     type: Literal["classic", "quorum"] = "classic"
     """Quorum queues are replicated in a cluster of brokers."""
     max_items: Items = 0
-    """Messages that the queue holds at most, 0 for no limit; RabbitMQ drops the oldest beyond."""
+    """Messages that the queue holds at most, 0 for no limit; RabbitMQ drops the oldest
+    beyond, in silence."""
     expires: Expiry = 0.0
     """Seconds without a consumer after which the queue goes, for nodes that never return; 0: no."""
 
@@ -122,7 +123,8 @@ class RabbitMQConfig(msgspec.Struct, frozen=True, kw_only=True):
     exchange_name: Name = "threatbus"
     """The fanout exchange that all nodes share."""
     exchange_durable: bool = True
-    """Whether the exchange survives a restart of the broker, where this node has to make it."""
+    """Whether the exchange survives a restart of the broker, where this node has to make it; one
+    that is there is taken as it is."""
     queue: QueueConfig = QueueConfig()
     tls: TlsConfig = TlsConfig()
     heartbeat: Heartbeat = 10

@@ -368,7 +368,7 @@ class BrokerWorker(StoppableWorker):
             # Closed with its connection, which has a reason of its own.
             self._lose_channel()
             return
-        self._reason = _explain(reason)
+        self._reason = explain(reason)
         code = getattr(reason, "reply_code", 0)
         if self.channel is None and code in (NOT_FOUND, PRECONDITION_FAILED):
             # The exchange is not there: make it. Or somebody was faster, in another way: look.
@@ -383,7 +383,7 @@ class BrokerWorker(StoppableWorker):
 
     def _on_end(self, connection: Any, reason: Any) -> None:
         # Whoever hung up had a reason, which is more than pika's "normal shutdown".
-        self._reason = self._reason or _explain(reason)
+        self._reason = self._reason or explain(reason)
         connection.ioloop.stop()
 
     def _lose_channel(self) -> None:
@@ -392,7 +392,7 @@ class BrokerWorker(StoppableWorker):
             self.on_lost()
 
 
-def _causes(error: object) -> Iterator[BaseException]:
+def causes(error: object) -> Iterator[BaseException]:
     """Give an error and what pika has wrapped in it, the outermost first."""
     while isinstance(error, BaseException):
         yield error
@@ -405,9 +405,9 @@ def _causes(error: object) -> Iterator[BaseException]:
         error = next((each for each in reversed(nested) if isinstance(each, BaseException)), None)
 
 
-def _explain(reason: object) -> str:
+def explain(reason: object) -> str:
     """Put the end of a connection into words."""
-    cause = list(_causes(reason))[-1:]
+    cause = list(causes(reason))[-1:]
     if not cause:
         return str(reason)
     (error,) = cause

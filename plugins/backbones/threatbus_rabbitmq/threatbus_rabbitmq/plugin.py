@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging as std_logging
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 import threatbus
+from threatbus.doctor import Check
 from threatbus.errors import ThreatBusError
 from threatbus.messages import INTERNAL_PREFIX
 from threatbus.observe.report import PluginReport
@@ -136,6 +138,14 @@ class RabbitMQBackbone:
         for worker in workers:
             worker.join(JOIN_SECS)
         self._publisher = self._consumer = None
+
+    @threatbus.backbone
+    def diagnose(self, section: msgspec.Struct | None, bus_pid: int | None) -> Iterable[Check]:
+        """Give the checks of `threatbus doctor`."""
+        from threatbus_rabbitmq.doctor import checks  # noqa: PLC0415 (the bus needs it not)
+
+        settings = section if isinstance(section, RabbitMQConfig) else RabbitMQConfig()
+        return checks(settings, bus_pid)
 
 
 def report_to(report: PluginReport, publisher: Publisher, consumer: Consumer) -> None:

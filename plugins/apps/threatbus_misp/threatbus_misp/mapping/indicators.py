@@ -9,6 +9,7 @@ are milliseconds since 1970, UTC.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
@@ -122,14 +123,10 @@ def indicator_of(
     # A lifetime that leads beyond the calendar is none.
     if until is not None and until <= MAX_MOMENT_MS:
         indicator.valid_until = to_stix(until)
-    labels = [f'misp:type="{attribute.type}"']
-    if attribute.category:
-        labels.append(f'misp:category="{attribute.category}"')
-        indicator.kill_chain_phases = (
-            {"kill_chain_name": "misp-category", "phase_name": attribute.category},
-        )
-    labels += marks.labels
-    indicator.labels = labels
+    labels, indicator.kill_chain_phases = _classes_of(
+        attribute.type, _cut(attribute.category or "", MAX_NAME)
+    )
+    indicator.labels = (*labels, *marks.labels)
     indicator.confidence = marks.confidence
     indicator.object_marking_refs = marks.marking_refs
     if event is not None and event.uuid:
@@ -188,6 +185,18 @@ def _head(uuid: str, pattern: Pattern, created: int, modified: int, source: str)
     )
 
 
+# The attributes of an event are of few kinds, and come in a row.
+@lru_cache(maxsize=256)
+def _classes_of(misp_type: str, category: str) -> tuple[Sequence[str], Sequence[dict[str, str]]]:
+    """Give the labels and kill-chain phases that type and category make."""
+    labels = [f'misp:type="{misp_type}"']
+    if not category:
+        return labels, ()
+    labels.append(f'misp:category="{category}"')
+    return labels, ({"kill_chain_name": "misp-category", "phase_name": category},)
+
+
+@lru_cache(maxsize=256)
 def _reference(event_uuid: str, source: str, url: str | None) -> dict[str, str]:
     reference = {"source_name": source, "external_id": event_uuid}
     if url:

@@ -13,18 +13,14 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
+# What is published in one go shares its timestamps.
+@lru_cache(maxsize=1024)
 def to_stix(moment_ms: int) -> str:
     """Write a moment as ``2026-11-24T02:16:53.000Z``; ValueError before 1970 and after 9999."""
     if not 0 <= moment_ms <= MAX_MOMENT_MS:
         raise ValueError(f"no moment that can be written: {moment_ms} ms")
     seconds, milliseconds = divmod(moment_ms, 1000)
-    return f"{_second(seconds)}.{milliseconds:03}Z"
-
-
-# What is published in one go shares its timestamps.
-@lru_cache(maxsize=1024)
-def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{milliseconds:03}Z"
 
 
 def from_stix(text: str) -> int:
