@@ -199,8 +199,10 @@ class BusOnRabbitKilled(Scenario):
             room.ledger.exclude(killed - 1, killed)
             room.pause(0.2, 0.8)
             there.start()
-        room.over()
-        room.pause(3)
+            # What waited in its queue goes through its memory first.
+            room.over()
+            room.until(lambda: room.ledger.recovery() is not None, "what waited has come")
+        room.pause(1)
         room.settle()
         room.check_bus(here)
         room.check_bus(there)

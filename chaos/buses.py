@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import zmq
 
@@ -23,6 +23,7 @@ from chaos.scenario import Scenario
 from testbed.bus import BusProcess
 from testbed.disk import SmallDisk
 from testbed.ports import free_ports
+from threatbus.rejects import StoredReject, stored
 
 #: Where Debian's package ``faketime`` puts it.
 _FAKETIME: Final = "/usr/lib/*/faketime/libfaketimeMT.so.1"
@@ -113,10 +114,10 @@ class DiskFull(Scenario):
         # MISP's messages wait until the index can be written, which is tried again after a while.
         room.settle(quiet=30)
         room.check(bus.is_alive() and bus.answers(5), "the bus does not answer")
-        before = {line["number"] for line in _rejects(bus)}
+        before = {line.number for line in _rejects(bus)}
         _publish_one(bus, b"stix2/indicator {")
         room.until(
-            lambda: bool({line["number"] for line in _rejects(bus)} - before),
+            lambda: bool({line.number for line in _rejects(bus)} - before),
             "rejects are kept again when there is room",
         )
 
@@ -198,7 +199,7 @@ class ClockJumps(Scenario):
         room.pause(1)
         room.settle()
         room.check_bus(bus)
-        years = {line["time"][:4] for line in _rejects(bus)}
+        years = {line.time[:4] for line in _rejects(bus)}
         room.check(len(years) > 1, f"its clock has not jumped: {years}")
         room.check("has been away" not in bus.log, "a subscriber was taken for one who is away")
 
@@ -267,10 +268,9 @@ def _disk(room: Room, bus: BusProcess, stack: contextlib.ExitStack) -> SmallDisk
         return Limit(bus)
 
 
-def _rejects(bus: BusProcess) -> list[dict[str, Any]]:
+def _rejects(bus: BusProcess) -> list[StoredReject]:
     """Give what is in its reject store."""
-    store = Path(bus.config["state_directory"], "rejected.jsonl")
-    return [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    return list(stored(Path(bus.config["state_directory"])))
 
 
 def _publish_one(bus: BusProcess, frame: bytes, wait: float = 2.0) -> None:
