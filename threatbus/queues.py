@@ -193,10 +193,16 @@ class MessageQueue:
         Empty when the time is over or the queue is closed. `timeout` None waits for ever. With
         `finish` False they count as unfinished until the caller says `task_done`.
         """
+        return self.get_sized(limit, timeout, finish=finish)[0]
+
+    def get_sized(
+        self, limit: int, timeout: float | None = 0, *, finish: bool = True
+    ) -> tuple[list[Message], int]:
+        """Do what `get_many` does, and give `size_of` the batch too, which is mostly known here."""
         with self._lock:
             if not self._messages and timeout != 0:
                 self._wait_filled(timeout)
-            batch = self._take(limit)
+            batch, size = self._take(limit)
             if finish:
                 self._finish(len(batch))
             timed = self._timed_place and self._end_timing(len(batch))
@@ -205,7 +211,7 @@ class MessageQueue:
             self._stopwatch.stopped(timed)
         if opened:
             self._announce()
-        return batch
+        return batch, size
 
     def consume(self, consumer: Callable[[Sequence[Message]], None]) -> None:
         """Have every batch handed to `consumer` in the thread that puts it, with no thread between.
@@ -368,11 +374,11 @@ class MessageQueue:
         self._dropped += len(batch) - len(kept)
         self._timed_place = 0
         while self._messages and self._exceeds(len(kept), kept_size):
-            self._finish(len(self._take(1)))
+            self._finish(len(self._take(1)[0]))
             self._dropped += 1
         return kept, kept_size
 
-    def _take(self, limit: int) -> list[Message]:
+    def _take(self, limit: int) -> tuple[list[Message], int]:
         messages = self._messages
         if len(messages) <= limit:
             batch, size = list(messages), self._bytes
@@ -383,7 +389,7 @@ class MessageQueue:
         if size > BATCH_BYTES and len(batch) > 1:
             size = self._put_back_excess(batch)
         self._bytes -= size
-        return batch
+        return batch, size
 
     def _put_back_excess(self, batch: list[Message]) -> int:
         """Shorten a batch with large messages; give the size of what is left of it."""

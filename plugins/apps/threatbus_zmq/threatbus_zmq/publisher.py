@@ -482,14 +482,17 @@ class Publisher:
     def _send_batch(self, delivery: Delivery, now: float) -> int:
         """Send the next batch, or as much of it as the pipe takes; gives the number sent."""
         pending = delivery.pending
-        batch = pending.popleft() if pending else delivery.outq.get_many(BATCH)
+        if pending:
+            batch = pending.popleft()
+            size = size_of(batch)
+        else:
+            batch, size = delivery.outq.get_sized(BATCH)
         if not batch:
             # The outq has been closed; the end of its subscription follows.
             self._active.pop(delivery.p2p, None)
             return 0
         # There until it is sent, so that nothing taken is forgotten whatever happens here.
         pending.appendleft(batch)
-        size = size_of(batch)
         if not delivery.outflow.admits(len(batch), size, (c for _, c in delivery.subscribed)):
             _stall(delivery, now)
             return 0
