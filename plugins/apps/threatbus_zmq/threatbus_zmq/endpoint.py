@@ -47,7 +47,7 @@ MAX_REQUEST_BYTES: Final = 1024 * 1024
 #: Seconds that stopping spends on what publishers have sent and the bus has not read yet: at
 #: most, and after the last frame.
 LAST_READ_SECS: Final = 1.0
-QUIET_SECS: Final = 0.05
+QUIET_SECS: Final = 0.1
 #: Seconds that another thread waits for the loop beyond what the loop was given for a step.
 PATIENCE_SECS: Final = 1.0
 
