@@ -17,6 +17,7 @@ from helpers.old_plugins import APP
 from helpers.waiting import eventually
 from helpers.websocket_zeek import WebSocketZeek
 from helpers.zeeks import OurScript, broker_module
+from websockets.sync.client import ClientConnection
 
 import threatbus
 from integration.cli_helpers import run, write_config
@@ -248,6 +249,23 @@ def test_what_is_no_zeek_and_what_shows_a_certificate_of_nobodys_are_told_apart(
     assert "no Zeek" in found("WebSocket ws:").detail
     assert "certificate" in found("WebSocket wss:").detail
     assert "ca_file" in found("WebSocket wss:").next_step
+
+
+def test_what_speaks_before_it_is_asked_is_no_zeek(
+    start_bus: Buses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handshake = ClientConnection.handshake
+
+    def late(connection: ClientConnection, *args: Any, **keywords: Any) -> None:
+        # The peer's first bytes are read before those of the library are sent.
+        eventually(connection.protocol.close_expected)
+        handshake(connection, *args, **keywords)
+
+    monkeypatch.setattr(ClientConnection, "handshake", late)
+    with plain_server() as plain:
+        section = {"broker": False, "websockets": [f"ws://127.0.0.1:{plain}"]}
+        found = Findings(start_bus.config({"zeek": section}))
+    assert "no Zeek: it speaks before it is asked" in found("WebSocket").detail
 
 
 def test_brokers_module_is_missed_where_it_is_missing(

@@ -12,7 +12,7 @@ from threatbus.errors import CheckFailed, InvalidConfig
 from threatbus_zeek import wire
 from threatbus_zeek.broker_transport import load
 from threatbus_zeek.config import SECTION, ZeekConfig, checked_url, without_login
-from threatbus_zeek.websocket_transport import APPLICATION, MAX_FRAME, explain, tls_context
+from threatbus_zeek.websocket_transport import APPLICATION, connect_to, explain, tls_context
 
 #: Seconds for a WebSocket's handshake, and again for Zeek's answer to the list of topics.
 OPEN_SECS: Final = 5.0
@@ -63,20 +63,16 @@ def _websocket(url: str, config: ZeekConfig) -> Check:
 
 def _check_websocket(url: str, config: ZeekConfig) -> str:
     from websockets.exceptions import WebSocketException  # noqa: PLC0415 (who has one pays)
-    from websockets.sync.client import connect  # noqa: PLC0415
 
     parts = urlsplit(url)
     reach(str(parts.hostname), parts.port or _port_of(parts.scheme), _SETTING)
     try:
-        with connect(
+        with connect_to(
             url,
-            ssl=tls_context(url, config),
-            additional_headers={"X-Application-Name": f"{APPLICATION} doctor"},
-            open_timeout=OPEN_SECS,
-            close_timeout=OPEN_SECS,
-            max_size=MAX_FRAME,
-            compression=None,
-            proxy=None,
+            tls_context(url, config),
+            f"{APPLICATION} doctor",
+            open_secs=OPEN_SECS,
+            close_secs=OPEN_SECS,
         ) as connection:
             connection.send(wire.encode_topics([TOPIC]))
             frame = wire.decode_frame(connection.recv(timeout=OPEN_SECS, decode=False))

@@ -156,20 +156,8 @@ class Reader(StoppableWorker):
 
     def _converse(self, backoff: Backoff) -> None:
         """Hold one connection until it ends, which raises."""
-        from websockets.sync.client import connect  # noqa: PLC0415 (see run)
-
-        with connect(
-            self._url,
-            ssl=self._tls,
-            additional_headers={"X-Application-Name": APPLICATION},
-            open_timeout=OPEN_SECS,
-            close_timeout=CLOSE_SECS,
-            ping_interval=PING_SECS,
-            ping_timeout=PONG_SECS,
-            max_size=MAX_FRAME,
-            # Zeek is near, and has better things to do.
-            compression=None,
-            proxy=None,
+        with connect_to(
+            self._url, self._tls, APPLICATION, open_secs=OPEN_SECS, close_secs=CLOSE_SECS
         ) as connection:
             connection.send(wire.encode_topics(TOPICS))
             self._await_ack(connection)
@@ -276,6 +264,37 @@ class WebSocketTransport:
         reader.hang_up()
         # One that is just connecting ends by itself, and holds nothing up.
         reader.join(CLOSE_SECS)
+
+
+def connect_to(
+    url: str, tls: ssl.SSLContext | None, application: str, *, open_secs: float, close_secs: float
+) -> ClientConnection:
+    """Open a connection to Zeek's API, within `open_secs` seconds.
+
+    Raises `OSError`, `WebSocketException`, `EOFError` or `wire.BadFrame`, by what goes wrong.
+    """
+    # Neither is needed before there is somebody to talk to.
+    from websockets.sync.client import connect  # noqa: PLC0415
+
+    try:
+        return connect(
+            url,
+            ssl=tls,
+            additional_headers={"X-Application-Name": application},
+            open_timeout=open_secs,
+            close_timeout=close_secs,
+            ping_interval=PING_SECS,
+            ping_timeout=PONG_SECS,
+            max_size=MAX_FRAME,
+            # Zeek is near, and has better things to do.
+            compression=None,
+            proxy=None,
+            # What goes wrong is raised, too, and said once.
+            logger=logging.Logger("websockets", level=logging.CRITICAL + 1),
+        )
+    except AssertionError as error:
+        # The library's, where the peer's first bytes are read before its own are sent.
+        raise wire.BadFrame("it speaks before it is asked") from error
 
 
 def tls_context(url: str, config: ZeekConfig) -> ssl.SSLContext | None:
