@@ -49,14 +49,16 @@ def tls_server() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def plain_server() -> Iterator[int]:
+def plain_server(*, stays: bool = False) -> Iterator[int]:
     """Listen and say something that is no protocol of ours; gives the port."""
-    with _server(None) as port:
+    with _server(None, stays=stays) as port:
         yield port
 
 
 @contextlib.contextmanager
-def _server(context: ssl.SSLContext | None) -> Iterator[int]:
+def _server(context: ssl.SSLContext | None, *, stays: bool = False) -> Iterator[int]:
+    over = threading.Event()
+
     def serve() -> None:
         while True:
             try:
@@ -67,6 +69,8 @@ def _server(context: ssl.SSLContext | None) -> Iterator[int]:
                 connection.settimeout(5)
                 if context is None:
                     connection.sendall(b"220 welcome\r\n" * 20)
+                    if stays:
+                        over.wait(5)
                 else:
                     context.wrap_socket(connection, server_side=True).close()
 
@@ -76,6 +80,7 @@ def _server(context: ssl.SSLContext | None) -> Iterator[int]:
     try:
         yield listener.getsockname()[1]
     finally:
+        over.set()
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         thread.join(5)

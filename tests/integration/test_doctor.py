@@ -255,16 +255,19 @@ def test_what_speaks_before_it_is_asked_is_no_zeek(
     start_bus: Buses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handshake = ClientConnection.handshake
+    spoken_first: list[bool] = []
 
     def late(connection: ClientConnection, *args: Any, **keywords: Any) -> None:
         # The peer's first bytes are read before those of the library are sent.
-        eventually(connection.protocol.close_expected)
+        eventually(lambda: connection.close_deadline is not None)
+        spoken_first.append(connection.protocol.close_expected())
         handshake(connection, *args, **keywords)
 
     monkeypatch.setattr(ClientConnection, "handshake", late)
-    with plain_server() as plain:
+    with plain_server(stays=True) as plain:
         section = {"broker": False, "websockets": [f"ws://127.0.0.1:{plain}"]}
         found = Findings(start_bus.config({"zeek": section}))
+    assert spoken_first == [True]
     assert "no Zeek: it speaks before it is asked" in found("WebSocket").detail
 
 
