@@ -56,8 +56,8 @@ class AppSpec:
     def config_schema(self) -> type[msgspec.Struct]:  # type: ignore[empty-body]
         """Before the start: give the schema of the plugin's section.
 
-        With it, unknown keys and wrong values are found before anything runs; without it only
-        what `config_validators` says is checked.
+        With it, unknown keys, wrong values and broken rules (`threatbus.config.rule`) are found
+        before anything runs; without it only what `config_validators` says is checked.
         """
 
     @_app_spec

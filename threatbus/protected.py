@@ -1,7 +1,7 @@
 """Protected mode: what asks for no key is for this machine alone, unless the operator says so.
 
-Every plugin that binds checks its address with `check_exposure`, in its schema's ``__post_init__``:
-then `threatbus check` says what is wrong, and the bus does not start.
+Every plugin that binds checks its address with `check_exposure`, in a rule of its schema: then
+`threatbus check` says what is wrong, and the bus does not start.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_exposure(
     if authenticated or allow_insecure or is_loopback(host):
         return
     raise ConfigError(
-        f"{section}.host",
+        "host",
         f"{host!r}, where other machines can take part without any authentication",
         f"a loopback address such as 127.0.0.1; or {remedy}; or, if the network is protected "
         f"otherwise, say {section}.allow_insecure: true",

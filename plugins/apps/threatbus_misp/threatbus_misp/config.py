@@ -16,8 +16,9 @@ from threatbus.config import (
     Secret,
     SecretSettings,
     Text,
+    rule,
 )
-from threatbus.errors import ConfigError, InvalidConfig
+from threatbus.errors import ConfigError
 
 Days = Annotated[float, msgspec.Meta(ge=0, description="a number of days, or 0")]
 ThreatLevel = Annotated[
@@ -36,6 +37,13 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The key of the user that the bus is to MISP."""
     timeout: Seconds = 30.0
     """Seconds that MISP may take for an answer."""
+
+    @rule
+    def certificates_are_there(self) -> None:
+        """Raise `ConfigError` for a file that is not."""
+        if isinstance(self.ssl, str) and not Path(self.ssl).exists():
+            allowed = "true, false, or a file (or directory) that is there"
+            raise ConfigError("ssl", repr(self.ssl), allowed)
 
 
 class FilterConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +82,12 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
     config: SecretSettings = {}
     """Settings of librdkafka, passed on as they are; offsets are committed by the bus."""
 
+    @rule
+    def has_topics(self) -> None:
+        """Raise `ConfigError` for a Kafka from which nothing would come."""
+        if not self.topics:
+            raise ConfigError("topics", "empty", "topics that MISP writes")
+
 
 class SightingsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The section ``sightings``: those that the bus reports to MISP."""
@@ -110,6 +124,17 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     full_comparison: SecondsOrZero = 86_400.0
     """Seconds between two comparisons of everything that was published with MISP; 0: never."""
 
+    @property
+    def is_used(self) -> bool:
+        """Whether these settings are those of a MISP, and not only around those that are."""
+        return True
+
+    @rule
+    def has_a_source(self) -> None:
+        """Raise `ConfigError` for a MISP that nothing would come from."""
+        if self.is_used and self.zmq is None and self.kafka is None and not self.api.key:
+            raise ConfigError("", "without any source", "a MISP with zmq, kafka, or an api.key")
+
 
 class MispConfig(InstanceConfig, frozen=True, kw_only=True):
     """The section ``plugins.apps.misp``."""
@@ -117,24 +142,10 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
     instances: dict[str, InstanceConfig] = {}
     """Several MISPs by name, instead of the keys above."""
 
-    def __post_init__(self) -> None:
-        """Check what belongs together; raises `InvalidConfig`."""
-        errors = []
-        for name, each in self.by_name.items():
-            path = "plugins.apps.misp" + (f".instances.{name}" if self.instances else "")
-            if each.kafka is not None and not each.kafka.topics:
-                errors.append(
-                    ConfigError(f"{path}.kafka.topics", "empty", "topics that MISP writes")
-                )
-            if isinstance(each.api.ssl, str) and not Path(each.api.ssl).exists():
-                allowed = "true, false, or a file (or directory) that is there"
-                errors.append(ConfigError(f"{path}.api.ssl", repr(each.api.ssl), allowed))
-            if each.zmq is None and each.kafka is None and not each.api.key:
-                errors.append(
-                    ConfigError(path, "without any source", "a MISP with zmq, kafka, or an api.key")
-                )
-        if errors:
-            raise InvalidConfig(errors)
+    @property
+    def is_used(self) -> bool:
+        """Whether the keys above are those of the only MISP."""
+        return not self.instances
 
     @property
     def by_name(self) -> dict[str, InstanceConfig]:
