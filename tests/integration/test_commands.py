@@ -145,6 +145,26 @@ def test_every_config_error_is_a_line_and_the_exit_code_2(tmp_path: Path) -> Non
         assert len(lines) >= 2
 
 
+def test_a_port_that_is_given_twice_is_found_before_the_start(tmp_path: Path) -> None:
+    config = write_config(tmp_path, Doors(1, 1, 1), pubb=1)
+    ended = run_command("check", "-c", str(config))
+    keys = [line.split(": ")[1] for line in ended.stderr.decode().splitlines()]
+    assert sorted(keys) == [f"plugins.apps.zmq.{key}" for key in ("pub", "pubb", "sub")]
+
+
+def test_a_log_file_that_cannot_be_opened_ends_the_start_with_2_and_one_line(
+    tmp_path: Path,
+) -> None:
+    config = write_config(tmp_path, Doors.free())
+    missing = str(tmp_path / "missing" / "threatbus.log")
+    ended = run_command(
+        "-c", str(config), THREATBUS_LOGGING__FILE="true", THREATBUS_LOGGING__FILENAME=missing
+    )
+    assert ended.returncode == 2
+    [line] = ended.stderr.decode().splitlines()
+    assert line.startswith("threatbus: logging.filename: ")
+
+
 def test_a_port_that_is_taken_ends_the_start_with_2_and_names_the_key(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         doors = Doors(server.getsockname()[1], *free_ports(2))

@@ -73,6 +73,18 @@ class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Management requests that one key, or without keys one connection, may make."""
 
     @rule
+    def pub_has_a_port_of_its_own(self) -> None:
+        """Raise `ConfigError` for a port that is given twice."""
+        if self.pub == self.manage:
+            raise ConfigError("pub", f"the number {self.pub}", "another port than manage")
+
+    @rule
+    def sub_has_a_port_of_its_own(self) -> None:
+        """Raise `ConfigError` for a port that is given twice."""
+        if self.sub in (self.manage, self.pub):
+            raise ConfigError("sub", f"the number {self.sub}", "another port than manage and pub")
+
+    @rule
     def asks_for_keys_where_others_can_reach_it(self) -> None:
         """Raise `ConfigError` for an endpoint that is open to the network."""
         check_exposure(
