@@ -73,9 +73,9 @@ class Subscriptions:
     """All subscribers of a bus; the only place that calls the backbones' subscribe hooks.
 
     `make_outq` makes the queue that stands before a foreign one, `on_gone` hears of subscribers
-    that have lost their last topic. Callable from any thread, but for one that delivers for a
-    backbone: that may hold locks which its hooks want. One lock orders changes, so that a
-    subscriber's topics and what the backbones know of them stay the same.
+    that have lost their last topic. One lock orders changes, so that a subscriber's topics and
+    what the backbones know of them stay the same. Whoever delivers for a backbone may hold locks
+    which its hooks want, and so may change nothing here: it asks for `current`, no more.
     """
 
     def __init__(
@@ -84,8 +84,9 @@ class Subscriptions:
         self._backbones: Sequence[Plugin] = ()
         self._make_outq = make_outq
         self._on_gone = on_gone
-        # Guards the fields below, and the topics of every subscriber.
+        # Guards changes of the fields below, and the topics of every subscriber.
         self._lock = threading.RLock()
+        # Replaced as a whole by every change, so that readers need no lock.
         self._by_queue: dict[int, _Subscription] = {}
         # Feeders of queues that were unsubscribed, which hand over the rest.
         self._finishing: list[ForeignFeeder] = []
@@ -110,7 +111,7 @@ class Subscriptions:
             found = self._by_queue.get(id(q))
             if found is None:
                 found = self._make(q, drained_by_plugin, record)
-                self._by_queue[id(q)] = found
+                self._by_queue = {**self._by_queue, id(q): found}
             return found.subscriber
 
     def add(self, topics: Sequence[str], q: object) -> None:
@@ -135,7 +136,9 @@ class Subscriptions:
             self._tell(found)
             if found.subscriber.topics:
                 return
-            del self._by_queue[id(q)]
+            kept = dict(self._by_queue)
+            del kept[id(q)]
+            self._by_queue = kept
             self._finishing = [feeder for feeder in self._finishing if feeder.is_alive()]
             if found.feeder is not None:
                 self._finishing.append(found.feeder)
@@ -149,9 +152,8 @@ class Subscriptions:
         self._on_gone(found.subscriber)
 
     def current(self) -> list[Subscriber]:
-        """Give all subscribers."""
-        with self._lock:
-            return [found.subscriber for found in self._by_queue.values()]
+        """Give all subscribers. Never waits."""
+        return [found.subscriber for found in self._by_queue.values()]
 
     def drain(self, deadline: float) -> int:
         """Wait for the readers of queues that no plugin drains; give the number that remains.

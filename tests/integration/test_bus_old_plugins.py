@@ -22,9 +22,9 @@ from helpers.documents import indicator, indicator_message, indicators, stix_obj
 from helpers.waiting import SOON, eventually
 
 import threatbus
-from threatbus.data import SnapshotRequest
+from threatbus.data import MessageType, SnapshotRequest
 from threatbus.errors import InvalidConfig
-from threatbus.messages import SIGHTING
+from threatbus.messages import INTERNAL_PREFIX, SIGHTING
 
 DAY = timedelta(days=1)
 OLD = {"port": 4711}
@@ -77,6 +77,39 @@ def test_an_old_plugin_answers_snapshots_and_hears_of_those_of_others(
     eventually(lambda: len(old_app.requests) == 1)
     assert type(old_app.requests[0]) is SnapshotRequest
     assert old_app.requests[0].snapshot == DAY
+
+
+def test_a_backbone_may_pass_a_snapshot_request_on_under_the_lock_of_its_hooks(
+    start_bus: Buses, open_app: OpenApp, plugins: TestPlugins
+) -> None:
+    class Locked:
+        """Its `subscribe` waits until the thread that delivers lets go of their lock."""
+
+        def __init__(self) -> None:
+            self.internal: Any = None
+            self.delivered = threading.Event()
+            self.in_time = False
+
+        @threatbus.backbone
+        def run(self) -> None: ...
+
+        @threatbus.backbone
+        def subscribe(self, topic: str, q: Any) -> None:
+            if topic == INTERNAL_PREFIX:
+                self.internal = q
+                return
+            threading.Thread(target=self._deliver).start()
+            self.in_time = self.delivered.wait(SOON)
+
+        def _deliver(self) -> None:
+            self.internal.put(SnapshotRequest(MessageType.INDICATOR, "an-id", DAY))
+            self.delivered.set()
+
+    backbone = Locked()
+    plugins.backbone("locked", backbone)
+    start_bus({"open": None}, {"locked": None})
+    open_app.subscribe("stix2/indicator", open_app.services.outq("first"))
+    assert backbone.in_time
 
 
 def test_what_the_validators_of_an_old_plugin_say_stops_the_start(
