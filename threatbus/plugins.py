@@ -12,6 +12,7 @@ import importlib.metadata
 import inspect
 import logging
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,9 @@ from threatbus.errors import PluginError, ThreatBusError
 from threatbus.hookspecs import APP_GROUP, BACKBONE_GROUP, AppSpec, BackboneSpec
 
 logger = logging.getLogger("threatbus.plugins")
+
+#: Seconds after which it is said that a plugin's `run` has not returned yet.
+SLOW_START_SECS = 5.0
 
 _SPECS: Mapping[str, type] = {APP_GROUP: AppSpec, BACKBONE_GROUP: BackboneSpec}
 
@@ -157,14 +161,28 @@ def start(plugin: Plugin, **arguments: object) -> bool:
     """Call a plugin's `run` and say whether it runs.
 
     A `ThreatBusError` is the plugin's word that the bus must not start without it, and passes;
-    anything else is logged, and the bus does without the plugin.
+    anything else is logged, and the bus does without the plugin. SystemExit passes, too, and is
+    logged, for it says nothing itself.
     """
+    # Nothing can be done about a run() that hangs, but that it does should be known.
+    watch = threading.Timer(
+        SLOW_START_SECS,
+        logger.warning,
+        ("plugin %s has not started yet, and the bus waits for its run()", plugin.name),
+    )
+    watch.daemon = True
+    watch.start()
     try:
         plugin.call("run", **arguments)
     except ThreatBusError:
+        raise
+    except SystemExit:
+        logger.exception("plugin %s asks for the end of the process", plugin.name)
         raise
     # Its failure is its own; what the bus is to do about it, the docstring says.
     except Exception:
         logger.exception("plugin %s does not start; the bus goes on without it", plugin.name)
         return False
+    finally:
+        watch.cancel()
     return True

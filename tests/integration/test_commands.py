@@ -39,6 +39,7 @@ import threatbus
 class Stubborn:
     @threatbus.app
     def run(self, config):
+        RUN
         print("stubborn runs", flush=True)
         threading.Thread(target=time.sleep, args=(60,)).start()
         self.queue = multiprocessing.Queue()
@@ -226,13 +227,13 @@ def test_a_signal_during_the_start_stops_it_cleanly_too(
     assert "stopped after" in running.stderr
 
 
-def install_stubborn(directory: Path, stop: str) -> Path:
+def install_stubborn(directory: Path, stop: str, run: str = "pass") -> Path:
     """Write a plugin that holds on to the process; gives its directory, and configures a bus."""
     info = directory / "stubborn-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stubborn\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[threatbus.app]\nstubborn = stubborn:Stubborn\n")
-    (directory / "stubborn.py").write_text(STUBBORN.replace("STOP", stop))
+    (directory / "stubborn.py").write_text(STUBBORN.replace("STOP", stop).replace("RUN", run))
     content = {
         "plugins": {"backbones": {"inmem": None}, "apps": {"stubborn": None}},
         "state_directory": str(directory / "state"),
@@ -250,6 +251,23 @@ def test_what_a_plugin_leaves_running_does_not_hold_the_process(
     running.process.terminate()
     assert running.process.wait(3) == 0
     assert b"stubborn runs\n" in running.stdout
+
+
+def test_a_plugin_that_has_failed_is_not_among_those_that_run(
+    tmp_path: Path, background: Background
+) -> None:
+    directory = install_stubborn(tmp_path / "plugin", "pass", run="raise OSError('no port')")
+    running = background(cwd=directory, PYTHONPATH=str(directory))
+    running.says("running: backbones inmem; apps none")
+
+
+def test_a_plugin_that_asks_for_the_end_of_the_process_is_named_and_gets_it(
+    tmp_path: Path,
+) -> None:
+    directory = install_stubborn(tmp_path / "plugin", "pass", run="raise SystemExit(3)")
+    ended = run_command(cwd=directory, PYTHONPATH=str(directory))
+    assert ended.returncode == 1
+    assert b"plugin stubborn asks for the end of the process" in ended.stderr
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, background: Background) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from helpers.buses import TestPlugins
+from helpers.waiting import eventually
 
 import threatbus
 from threatbus import plugins as host
@@ -166,6 +167,19 @@ def test_a_plugin_that_does_not_start_is_done_without(caplog: pytest.LogCaptureF
     assert not host.start(plugin, inq=RuntimeError("port in use"), **START)
     assert "plugin mine does not start; the bus goes on without it" in caplog.text
     assert "port in use" in caplog.text
+
+
+def test_a_plugin_whose_start_takes_long_is_named_meanwhile(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "SLOW_START_SECS", 0.01)
+
+    class Slow:
+        @threatbus.app
+        def run(self) -> None:
+            eventually(lambda: "plugin mine has not started yet" in caplog.text)
+
+    assert host.start(Plugin("mine", APP_GROUP, Slow()), inq=None, **START)
 
 
 def test_a_plugin_that_says_that_the_bus_must_not_start_has_its_way() -> None:
