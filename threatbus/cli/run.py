@@ -178,9 +178,7 @@ def _announce(bus: ThreatBus) -> None:
 
 def _how_to_try(zmq: Any) -> list[str]:
     """Tell a person what to do next, in words that can be pasted."""
-    # To a bus on all addresses one connects by any of them.
-    host = "127.0.0.1" if zmq.host in ("*", "0.0.0.0", "localhost") else zmq.host
-    endpoint = Endpoint(host, zmq.manage)
+    endpoint = Endpoint.of_bound(zmq.host, zmq.manage)
     option = "" if endpoint == Endpoint("127.0.0.1", DEFAULT_PORT) else f" --endpoint {endpoint}"
     example = Path("examples/indicators.json")
     command = sys.argv[0] if Path(sys.argv[0]).name == "threatbus" else "threatbus"
