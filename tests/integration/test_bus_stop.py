@@ -15,6 +15,7 @@ from helpers.waiting import eventually, finished, in_threads, wait_for
 
 import threatbus
 from threatbus import bus as bus_module
+from threatbus import subscriptions
 from threatbus.errors import ConfigError, InvalidConfig, Overflow
 from threatbus.queues import MessageQueue
 
@@ -37,7 +38,7 @@ def released() -> Iterator[threading.Event]:
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus_module, "STOP_TIMEOUT_SECS", 0.1)
-    monkeypatch.setattr(bus_module, "STALLED_SECS", 0.1)
+    monkeypatch.setattr(subscriptions, "STALLED_SECS", 0.1)
 
 
 class Noting:
