@@ -81,6 +81,8 @@ class ForeignFeeder(StoppableWorker):
     def stop(self) -> None:
         """Ask the feeder to end and wake it."""
         super().stop()
+        # Now, not when the thread comes to its end: the process may be at its own by then.
+        _forget_at_exit(self._foreign)
         self._outq.close()
 
     def _goes_on(self) -> bool:

@@ -144,3 +144,27 @@ def test_a_feeder_that_waits_for_either_queue_ends_at_once_when_stopped() -> Non
         feeding.feeder.stop()
         finished(feeding.feeder)
         assert time.monotonic() - began < 1
+
+
+def test_a_feeder_that_is_asked_to_end_holds_the_process_no_longer() -> None:
+    released = threading.Event()
+
+    class Stuck(queue.Queue[Any]):
+        """Like a multiprocessing queue whose `put` has not come back yet."""
+
+        forgotten = False
+
+        def put(self, *_: object) -> None:
+            wait_for(released)
+
+        def cancel_join_thread(self) -> None:
+            self.forgotten = True
+
+    stuck = Stuck()
+    feeding = Feeding(stuck)
+    feeding.outq.put_many(indicators(1))
+    eventually(feeding.outq.empty)
+    feeding.feeder.stop()
+    assert stuck.forgotten
+    released.set()
+    finished(feeding.feeder)
