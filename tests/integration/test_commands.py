@@ -174,6 +174,20 @@ def test_a_port_that_is_taken_ends_the_start_with_2_and_names_the_key(tmp_path: 
     assert ended.stderr.startswith(b"threatbus: plugins.apps.zmq.manage: ")
 
 
+def test_a_bus_that_is_started_without_standard_streams_runs_all_the_same(tmp_path: Path) -> None:
+    config = write_config(tmp_path, Doors.free())
+    bus = subprocess.Popen(
+        ["sh", "-c", 'exec "$@" >&- 2>&- <&-', "sh", *COMMAND, "-c", str(config)],
+        env=environment(),
+    )
+    try:
+        eventually((tmp_path / "state" / "control.sock").exists)
+        bus.terminate()
+        assert bus.wait(SECONDS) == 0
+    finally:
+        bus.kill()
+
+
 def test_a_person_at_a_terminal_is_told_what_listens_and_what_to_try(
     tmp_path: Path, terminal: Terminals
 ) -> None:
