@@ -61,6 +61,14 @@ def test_an_open_endpoint_on_a_public_address_is_an_error_that_names_the_way_out
 
 
 @pytest.mark.parametrize("app", CLOSED)
+def test_a_name_that_nobody_knows_is_not_said_to_be_open(app: str) -> None:
+    (error,) = read(app, host="host.invalid")
+    assert error.startswith(
+        f"plugins.apps.{app}.host: is 'host.invalid', which cannot be looked up"
+    )
+
+
+@pytest.mark.parametrize("app", CLOSED)
 def test_who_says_so_gets_an_open_endpoint(app: str) -> None:
     assert read(app, host="0.0.0.0", allow_insecure=True) == []
 
