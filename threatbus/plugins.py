@@ -33,21 +33,26 @@ _SPECS: Mapping[str, type] = {APP_GROUP: AppSpec, BACKBONE_GROUP: BackboneSpec}
 
 @dataclass(frozen=True)
 class InstalledPlugin:
-    """One entry point that some installed distribution offers."""
+    """A name under which an installed distribution offers an entry point, or several do."""
 
     name: str
     group: str
-    entry_point: importlib.metadata.EntryPoint
+    entry_points: Sequence[importlib.metadata.EntryPoint]
 
     @property
     def distribution(self) -> str:
         """Name and version of the distribution it comes from."""
-        found = self.entry_point.dist
-        return f"{found.name} {found.version}" if found is not None else "unknown"
+        found = [point.dist for point in self.entry_points]
+        return " and ".join(f"{each.name} {each.version}" if each else "unknown" for each in found)
 
     @cached_property
     def loaded(self) -> Plugin:
         """The plugin itself, loaded when first asked for; raises `PluginError`."""
+        if len(self.entry_points) > 1:
+            raise PluginError(
+                f"plugin {self.name} is there twice, from {self.distribution}: "
+                "uninstall what is not wanted"
+            )
         return Plugin.load(self)
 
     @property
@@ -75,10 +80,10 @@ class InstalledPlugin:
 
 def installed(group: str) -> dict[str, InstalledPlugin]:
     """Find the plugins that are installed for `group`, by name."""
-    return {
-        point.name: InstalledPlugin(point.name, group, point)
-        for point in importlib.metadata.entry_points(group=group)
-    }
+    points: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        points.setdefault(point.name, []).append(point)
+    return {name: InstalledPlugin(name, group, found) for name, found in points.items()}
 
 
 class Plugin:
@@ -106,7 +111,7 @@ class Plugin:
     def load(cls, found: InstalledPlugin) -> Plugin:
         """Import a plugin and make its object; raises `PluginError` that says what went wrong."""
         try:
-            implementation = found.entry_point.load()
+            implementation = found.entry_points[0].load()
             if inspect.isclass(implementation):
                 implementation = implementation()
         # Importing runs foreign code, which may raise anything, or ask for the end of the process.
