@@ -26,6 +26,7 @@ from threatbus import config as bus_config
 from threatbus import plugins
 from threatbus.border import Border
 from threatbus.control import ControlSocket
+from threatbus.draining import wait_while_it_drains
 from threatbus.errors import ControlError, PluginError, Refused
 from threatbus.gate import Gate
 from threatbus.hookspecs import APP_GROUP, BACKBONE_GROUP
@@ -364,13 +365,11 @@ class ThreatBus:
             if backbone.has("drain"):
                 left = self._drain_by_plugin(backbone, deadline)
             else:
-                inq = self._inqs[backbone.name]
-                # Of the old kind: it says task_done() for each message, if it keeps to the API.
-                inq.join(max(0.0, min(deadline - time.monotonic(), STOP_TIMEOUT_SECS)))
-                left = inq.qsize()
+                left = _drain_inq(self._inqs[backbone.name], deadline)
             if left:
                 logger.warning("%d messages remain in backbone %s", left, backbone.name)
             remaining += left
+        remaining += self.subscriptions.hand_over(deadline)
         for app in self._apps:
             remaining += self._drain_by_plugin(app, deadline)
         return remaining + self.subscriptions.drain(deadline)
@@ -439,6 +438,17 @@ def _configured(
     for warning in checked.warnings:
         logger.warning("%s", warning)
     return checked
+
+
+def _drain_inq(inq: MessageQueue, deadline: float) -> int:
+    """Let a backbone of the old kind take what is on its inq; give what it has not taken."""
+
+    def waiting() -> int:
+        # It says task_done() for each message, if it keeps to the API.
+        return inq.unfinished + inq.qsize()
+
+    wait_while_it_drains(waiting, deadline, STOP_TIMEOUT_SECS)
+    return inq.qsize()
 
 
 def _loaded(found: dict[str, InstalledPlugin], wanted: Any) -> list[Plugin]:

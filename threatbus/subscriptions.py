@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from threatbus.draining import wait_while_it_drains
 from threatbus.errors import Overflow
 from threatbus.foreign import ForeignFeeder, ForeignQueue
 from threatbus.messages import INTERNAL_PREFIX, STIX_PREFIX
@@ -129,6 +129,24 @@ class Subscriptions:
         """Give all subscribers. Never waits."""
         return [found.subscriber for found in self._by_queue.values()]
 
+    def hand_over(self, deadline: float) -> int:
+        """Wait until foreign queues have what is theirs, if their plugins drain them.
+
+        Those do not see what has not reached them. Gives the number that remains at `deadline`, or
+        when nothing more has gone over for `STALLED_SECS`.
+        """
+        outqs = [
+            found.subscriber.queue
+            for found in self._by_queue.values()
+            if found.feeder is not None and found.drained_by_plugin
+        ]
+
+        def waiting() -> int:
+            return sum(outq.unfinished for outq in outqs)
+
+        wait_while_it_drains(waiting, deadline, STALLED_SECS)
+        return waiting()
+
     def drain(self, deadline: float) -> int:
         """Wait for the readers of queues that no plugin drains; give the number that remains.
 
@@ -136,12 +154,7 @@ class Subscriptions:
         """
         with self._lock:
             own = [found for found in self._by_queue.values() if not found.drained_by_plugin]
-        least, since = sum(found.waiting for found in own), time.monotonic()
-        while least and time.monotonic() < min(deadline, since + STALLED_SECS):
-            time.sleep(0.005)
-            waiting = sum(found.waiting for found in own)
-            if waiting < least:
-                least, since = waiting, time.monotonic()
+        wait_while_it_drains(lambda: sum(found.waiting for found in own), deadline, STALLED_SECS)
         for found in own:
             if found.waiting:
                 name = found.subscriber.name

@@ -199,6 +199,36 @@ def test_stopping_waits_for_an_old_plugin_that_reads_and_counts_for_one_that_doe
     assert "messages for foreign queue" not in caplog.text, "its plugin drains it"
 
 
+def test_stopping_waits_for_an_old_backbone_as_long_as_it_goes_on(
+    start_bus: Buses, plugins: TestPlugins, open_app: OpenApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threatbus.bus.STOP_TIMEOUT_SECS", 1.0)
+    slow = old_plugins.BACKBONE.replace("lock.acquire()\n", "sleep(0.01); lock.acquire()\n", 1)
+    plugins.backbone("slow", plugins.module("from time import sleep\n" + slow))
+    bus = start_bus({"open": None}, {"slow": None})
+    outq: queue.Queue[Any] = queue.Queue()
+    open_app.subscribe("stix2", outq)
+    open_app.inq.put_many(indicators(150))
+    bus.stop()
+    assert outq.qsize() == 150
+
+
+def test_a_plugin_that_drains_a_queue_of_its_own_finds_all_of_its_messages_there(
+    start_bus: Buses, open_app: OpenApp
+) -> None:
+    class Slow(queue.Queue[Any]):
+        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+            threading.Event().wait(0.005)
+            super().put(item, block, timeout)
+
+    bus = start_bus({"open": None})
+    slow = Slow()
+    open_app.subscribe("stix2", slow)
+    open_app.inq.put_many(indicators(50))
+    bus.stop()
+    assert slow.qsize() == 50
+
+
 def test_what_remains_for_readers_that_do_not_read_is_told(
     start_bus: Buses, plugins: TestPlugins, caplog: pytest.LogCaptureFixture
 ) -> None:
