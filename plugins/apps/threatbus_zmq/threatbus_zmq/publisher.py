@@ -48,6 +48,9 @@ SETTLE_SECS: Final = 0.2
 MAX_UPSTREAM_BYTES: Final = 1024
 #: Such frames that one turn of the loop deals with.
 UPSTREAM_PER_TURN: Final = 1000
+#: Letters of a P2P topic by which ZeroMQ finds its pipe: it goes letter by letter, for each frame.
+#: Enough that no two are the same; if they were, the app's SUB would still tell them apart.
+ROUTE_LENGTH: Final = 12
 #: Prefixes that SUBs of one subscriber may name.
 MAX_PREFIXES: Final = 16
 #: Bytes of prefixes without an issued topic that one connection may name; ZeroMQ keeps them.
@@ -404,7 +407,7 @@ class Publisher:
         if not self._aligned:
             hang_up(source)
             return
-        socket.setsockopt(zmq.SUBSCRIBE, prefix)
+        socket.setsockopt(zmq.SUBSCRIBE, _route(prefix))
         if source is not None and (prefix, source) in delivery.subscribed:
             # The same SUB says it once more; when it goes, this is reported once.
             return
@@ -452,7 +455,7 @@ class Publisher:
     ) -> None:
         """Note that a SUB has unsubscribed, or, if `source` is None, that its connection ended."""
         if source is not None and self._aligned:
-            socket.setsockopt(zmq.UNSUBSCRIBE, prefix)
+            socket.setsockopt(zmq.UNSUBSCRIBE, _route(prefix))
         if delivery is None:
             return
         _remove(delivery.subscribed, prefix, source)
@@ -521,6 +524,11 @@ class Publisher:
         if not delivery.waiting:
             self._active.pop(delivery.p2p, None)
         return sent
+
+
+def _route(prefix: bytes) -> bytes:
+    """Give what ZeroMQ is to look for in a frame, for a SUB that is let in with `prefix`."""
+    return prefix[:ROUTE_LENGTH] if len(prefix) == mapping.P2P_LENGTH else prefix
 
 
 def _stall(delivery: Delivery, now: float) -> None:
