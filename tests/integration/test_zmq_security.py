@@ -309,11 +309,14 @@ def test_an_app_of_the_library_takes_part_and_comes_back_when_its_key_does(
     bus: ZmqBus, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriber_module, "HEARTBEAT_SECS", 0.2)
-    # The first look for the reason finds none, as where much else is going on.
-    looks = iter([lambda _: ""])
-    monkeypatch.setattr(
-        subscriber_module, "refusal", lambda endpoint: next(looks, refusal)(endpoint)
-    )
+    looks: list[Endpoint] = []
+
+    def first_in_vain(endpoint: Endpoint) -> str:
+        """Find no reason at first, as where much else is going on."""
+        looks.append(endpoint)
+        return refusal(endpoint) if len(looks) > 1 else ""
+
+    monkeypatch.setattr(subscriber_module, "refusal", first_in_vain)
     told: list[str] = []
     client = keys.client("app")
     with ClientApp(
