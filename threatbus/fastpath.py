@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from operator import attrgetter
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -161,6 +161,23 @@ _MOMENT_SHAPES = frozenset(
 )
 _UUID_SHAPE = "00000000-0000-0000-0000-000000000000"
 _VARIANTS = frozenset("89abAB")
+
+
+class _Ids(NamedTuple):
+    """One kind of ids: what they begin with, and their shape."""
+
+    prefix: str
+    shape: bytes
+
+    @classmethod
+    def of(cls, kind: str) -> _Ids:
+        return cls(f"{kind}--", f"{kind}--{_UUID_SHAPE}".encode().translate(_TO_SHAPE))
+
+
+_INDICATORS = _Ids.of("indicator")
+_SIGHTINGS = _Ids.of("sighting")
+_IDENTITIES = _Ids.of("identity")
+_MARKINGS = _Ids.of("marking-definition")
 _to_be_checked = attrgetter("id", "created", "modified", "valid_from", "pattern")
 _from_iso = datetime.fromisoformat  # checks the calendar, once the shape is right
 
@@ -261,7 +278,7 @@ def _ordinary_are_certain(run: Sequence[_OrdinaryIndicator]) -> bool:
     """Check what the decoder could not; ValueError for a day that is in no calendar."""
     ids, created, modified, valid_from, patterns = zip(*map(_to_be_checked, run), strict=True)
     return (
-        _ids_are_certain(ids, "indicator--")
+        _ids_are_certain(ids, _INDICATORS)
         and _moments_are_certain({*created, *modified, *valid_from})
         and patterns_are_certain(patterns)
     )
@@ -284,8 +301,8 @@ def _are_certain(run: Sequence[_Document], documents: Sequence[bytes]) -> bool:
     markings = [ref for it in run for ref in it.object_marking_refs or ()]
     try:
         return (
-            _ids_are_certain(authors, "identity--")
-            and _ids_are_certain(markings, "marking-definition--")
+            _ids_are_certain(authors, _IDENTITIES)
+            and _ids_are_certain(markings, _MARKINGS)
             and _indicators_are_certain([it for it in run if isinstance(it, _Indicator)])
             and _sightings_are_certain([it for it in run if isinstance(it, _Sighting)])
             and all(map(_common_is_certain, run, documents))
@@ -310,7 +327,7 @@ def _indicators_are_certain(run: Sequence[_Indicator]) -> bool:
             if not _is_later(it.valid_until, it.valid_from):
                 return False
     return (
-        _ids_are_certain([it.id for it in run], "indicator--")
+        _ids_are_certain([it.id for it in run], _INDICATORS)
         and _moments_are_certain(moments)
         and patterns_are_certain(patterns)
     )
@@ -335,7 +352,7 @@ def _sightings_are_certain(run: Sequence[_Sighting]) -> bool:
             return False
         if it.where_sighted_refs and not all(map(_is_place, it.where_sighted_refs)):
             return False
-    return _ids_are_certain([it.id for it in run], "sighting--") and _moments_are_certain(moments)
+    return _ids_are_certain([it.id for it in run], _SIGHTINGS) and _moments_are_certain(moments)
 
 
 def _common_is_certain(it: _Document, data: bytes) -> bool:
@@ -350,10 +367,10 @@ def _common_is_certain(it: _Document, data: bytes) -> bool:
     return depth_is_at_most(MAX_DEPTH, data)
 
 
-def _ids_are_certain(ids: Sequence[str], prefix: str) -> bool:
-    """Say whether all are ids that begin with `prefix`, as the library takes them."""
+def _ids_are_certain(ids: Sequence[str], kind: _Ids) -> bool:
+    """Say whether all are ids of that kind, as the library takes them."""
+    prefix, shape = kind
     lines = "\n".join(ids)
-    shape = f"{prefix}{_UUID_SHAPE}".encode().translate(_TO_SHAPE)
     return (
         lines.encode().translate(_TO_SHAPE) == b"\n".join([shape] * len(ids))
         # The shapes are right, so each line has one place for its prefix, and for its variant.
