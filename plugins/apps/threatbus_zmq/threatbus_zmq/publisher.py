@@ -9,6 +9,7 @@ in pipe and kernel buffers when a connection broke is lost.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -330,12 +331,13 @@ class Publisher:
                 budget -= self._send_batch(delivery, now)
         return not self._round
 
-    def timeout(self, now: float) -> float | None:
-        """Give the seconds until a subscriber is to be served; 0 for at once, None for none."""
+    def due(self, now: float) -> float:
+        """Give the time at which a subscriber is to be served: `now` or later, else infinity."""
         if self._ready or self._round:
-            return 0.0
-        times = [delivery.retry_at for delivery in self._active.values()]
-        return max(0.0, min(times) - now) if times else None
+            return now
+        if not self._active:
+            return math.inf
+        return max(now, min(delivery.retry_at for delivery in self._active.values()))
 
     def expired(self, now: float, grace: float) -> list[str]:
         """Give the topics of subscribers that have been away for more than `grace` seconds."""
