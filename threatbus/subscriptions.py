@@ -129,6 +129,11 @@ class Subscriptions:
         """Give all subscribers. Never waits."""
         return [found.subscriber for found in self._by_queue.values()]
 
+    def settle(self) -> None:
+        """Return when no change is under way; never, if one hangs."""
+        with self._lock:
+            return
+
     def hand_over(self, deadline: float) -> int:
         """Wait until foreign queues have what is theirs, if their plugins drain them.
 
