@@ -179,6 +179,10 @@ class Outbox(StoppableWorker):
         self._wake.set()
         return True
 
+    def missed(self, count: int) -> None:
+        """Count sightings that were let go on their way here."""
+        self._count(dropped=count)
+
     def is_ours(self, sighting: Mapping[str, Any]) -> bool:
         """Say whether a sighting that MISP announces is one that came from here.
 
