@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from integration.misp_helpers import (
     shown,
 )
 from integration.misp_server import MispServer
+from threatbus.errors import InvalidConfig
 
 IP = "[ipv4-addr:value = '198.51.100.7']"
 
@@ -316,6 +318,26 @@ def test_a_file_of_2022_is_valid(tmp_path: Path, text: str) -> None:
     ended = run_command("check", cwd=tmp_path)
     assert ended.stdout == b"config.yaml is valid: backbones inmem; apps misp\n"
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("module", "key", "package"),
+    [("pymisp", "api.key", "pymisp"), ("confluent_kafka", "kafka", "confluent-kafka")],
+)
+def test_a_module_that_a_section_needs_is_asked_for_at_the_start(
+    module: str, key: str, package: str, start_bus: Buses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    section = {
+        "api": {"host": "http://127.0.0.1:9", "key": "k"},
+        "kafka": {"topics": ["misp_attribute"]},
+    }
+    with pytest.raises(InvalidConfig) as raised:
+        start_bus({"misp": {"instances": {"one": section}}})
+    assert str(raised.value) == (
+        f"plugins.apps.misp.instances.one.{key}: is there, and the Python module {module} is not, "
+        f"but it must be left out, or the module installed: pip install {package}"
+    )
 
 
 # Secrets.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import stat
@@ -533,9 +534,32 @@ def test_a_file_that_is_no_database_is_put_aside(
     assert "put aside" in caplog.text
 
 
+@pytest.mark.parametrize("table", ["waiting", "sent"])
+def test_a_file_that_is_broken_in_part_is_put_aside_and_later_sightings_are_sent(
+    table: str, boxes: Boxes, misp: FakeMisp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waits is read at the start, what was sent is written when MISP has taken something."""
+    boxes.end(boxes.open(start=False))
+    file = boxes.directory / "sightings.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        query = "SELECT rootpage FROM sqlite_master WHERE tbl_name = ?"
+        pages = [row[0] for row in db.execute(query, (table,))]
+    with file.open("r+b") as opened:
+        for page in pages:
+            opened.seek((page - 1) * 4096)
+            opened.write(b"x" * 4096)
+    box = boxes.open()
+    box.put(sighting("a"))
+    eventually(lambda: "put aside as sightings.sqlite.broken" in caplog.text)
+    box.put(sighting("b"))
+    emptied(box)
+    assert ("b", 1) in misp.seen()
+    assert file.with_name("sightings.sqlite.broken").exists()
+
+
 def test_a_second_bus_with_the_same_file_is_an_error(boxes: Boxes) -> None:
     boxes.open()
-    with pytest.raises(OutboxError, match="locked"):
+    with pytest.raises(OutboxError, match="another bus uses it; give each a state_directory"):
         boxes.open()
 
 

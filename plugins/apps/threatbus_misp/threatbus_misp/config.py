@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -18,6 +19,8 @@ from threatbus.config import (
     Text,
 )
 from threatbus.errors import ConfigError, InvalidConfig
+
+SECTION: Final = "plugins.apps.misp"
 
 Days = Annotated[float, msgspec.Meta(ge=0, description="a number of days, or 0")]
 ThreatLevel = Annotated[
@@ -121,7 +124,7 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
         """Check what belongs together; raises `InvalidConfig`."""
         errors = []
         for name, each in self.by_name.items():
-            path = "plugins.apps.misp" + (f".instances.{name}" if self.instances else "")
+            path = self.path_of(name)
             if each.kafka is not None and not each.kafka.topics:
                 errors.append(
                     ConfigError(f"{path}.kafka.topics", "empty", "topics that MISP writes")
@@ -133,6 +136,25 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
                 errors.append(
                     ConfigError(path, "without any source", "a MISP with zmq, kafka, or an api.key")
                 )
+        if errors:
+            raise InvalidConfig(errors)
+
+    def path_of(self, name: str) -> str:
+        """Give the key of the section of an instance."""
+        return f"{SECTION}.instances.{name}" if self.instances else SECTION
+
+    def check_modules(self) -> None:
+        """Raise `InvalidConfig` where a section needs a Python module that is not installed."""
+        errors = []
+        for name, each in self.by_name.items():
+            for key, wanted, module, package in (
+                ("api.key", bool(each.api.key), "pymisp", "pymisp"),
+                ("kafka", each.kafka is not None, "confluent_kafka", "confluent-kafka"),
+            ):
+                if wanted and find_spec(module) is None:
+                    found = f"there, and the Python module {module} is not"
+                    allowed = f"left out, or the module installed: pip install {package}"
+                    errors.append(ConfigError(f"{self.path_of(name)}.{key}", found, allowed))
         if errors:
             raise InvalidConfig(errors)
 

@@ -18,7 +18,6 @@ from threatbus_misp.config import ApiConfig, InstanceConfig, KafkaConfig, MispCo
 from threatbus_misp.rest import MispApi
 from threatbus_misp.rest_errors import MispDenied, MispError
 
-SECTION: Final = "plugins.apps.misp"
 #: Seconds that MISP may take for an answer over REST.
 REST_SECS: Final = 10.0
 #: Seconds within which MISP's publisher is heard: it gives a sign of life every 10 s.
@@ -32,9 +31,8 @@ METADATA_SECS: Final = 8.0
 def checks(config: MispConfig) -> Iterator[Check]:
     """Give the checks of all instances."""
     for name, each in config.by_name.items():
-        section = f"{SECTION}.instances.{name}" if config.instances else SECTION
         of = f" of {name}" if config.instances else ""
-        yield from _checks_of(each, section, of)
+        yield from _checks_of(each, config.path_of(name), of)
 
 
 def _checks_of(config: InstanceConfig, section: str, of: str) -> Iterator[Check]:

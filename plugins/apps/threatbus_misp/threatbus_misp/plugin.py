@@ -44,7 +44,10 @@ class MispPlugin:
         unsubscribe_callback: UnsubscribeCallback,
         services: Services,
     ) -> None:
-        """Start every instance. A MISP that does not answer is waited for."""
+        """Start every instance. A MISP that does not answer is waited for.
+
+        Raises `InvalidConfig` if a Python module is missing that an instance needs.
+        """
         # These import the drivers.
         from threatbus_misp.index import IndexUnusable  # noqa: PLC0415
         from threatbus_misp.instance import Instance  # noqa: PLC0415
@@ -52,6 +55,7 @@ class MispPlugin:
 
         section = services.section
         settings = section if isinstance(section, MispConfig) else MispConfig()
+        settings.check_modules()
         self._unsubscribe = unsubscribe_callback
         self._offer_numbers(services.report)
         for name, each in settings.by_name.items():
