@@ -179,7 +179,13 @@ def test_phps_arrays_are_read_as_what_they_stand_for() -> None:
 
 
 def test_what_the_bus_does_not_use_may_be_anything() -> None:
-    unused = {"id": "", "object_id": None, "Object": [], "SharingGroup": [], "Galaxy": {"a": 1}}
+    unused: dict[str, Any] = {
+        "id": "",
+        "object_id": None,
+        "Object": [],
+        "SharingGroup": [],
+        "Galaxy": {"a": 1},
+    }
     read = model.decode_attribute_message(encode(attribute(**unused) | {"Object": []}))
     assert read.attribute.value == "198.51.100.7"
 
