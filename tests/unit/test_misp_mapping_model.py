@@ -104,7 +104,15 @@ def test_a_pulled_event_is_only_a_number() -> None:
 
 def test_the_tags_of_an_event_are_found_wherever_they_are() -> None:
     inside = model.decode_event_message(
-        encode({"Event": {"id": "1", "Tag": [{"name": "a"}], "EventTag": [{"Tag": {"name": "b"}}]}})
+        encode(
+            {
+                "Event": {
+                    "id": "1",
+                    "Tag": [{"name": "a"}],
+                    "EventTag": [{"Tag": {"name": "b"}}, {"Tag": []}],
+                }
+            }
+        )
     )
     assert isinstance(inside.event, model.Event)
     assert [tag.name for tag in inside.event.all_tags()] == ["a", "b"]
@@ -112,7 +120,7 @@ def test_the_tags_of_an_event_are_found_wherever_they_are() -> None:
         encode({"Event": {"id": "1"}, "EventTag": [{"Tag": {"name": "c"}}], "action": "edit"})
     )
     assert beside.event_tags is not None
-    assert [each.tag.name for each in beside.event_tags if each.tag] == ["c"]
+    assert [each.tag for each in beside.event_tags] == [model.Tag("c")]
 
 
 def test_a_tag_message_names_what_it_is_attached_to() -> None:

@@ -45,9 +45,9 @@ class Tag(msgspec.Struct):
 
 
 class EventTag(msgspec.Struct):
-    """How ``misp_json_event`` wraps the tags of an event."""
+    """How ``misp_json_event`` wraps the tags of an event; a list if the tag itself is gone."""
 
-    tag: Tag | None = msgspec.field(name="Tag", default=None)
+    tag: Tag | list[msgspec.Raw] | None = msgspec.field(name="Tag", default=None)
 
 
 class Organisation(msgspec.Struct):
@@ -82,7 +82,7 @@ class Event(msgspec.Struct):
         """Give the tags of the event itself, whichever way they are written."""
         tags = list(self.tags or ())
         if self.event_tags:
-            tags += [each.tag for each in self.event_tags if each.tag is not None]
+            tags += [each.tag for each in self.event_tags if isinstance(each.tag, Tag)]
         return tags
 
 
