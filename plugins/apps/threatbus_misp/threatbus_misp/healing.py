@@ -208,9 +208,7 @@ class Healer(StoppableWorker):
         if self._config.backfill or self._answers.index_renewed:
             progress = _Progress(self._instance, f"history since {_shown(since)}", self._now)
             for page in self._pages(
-                api.attributes_changed(
-                    since, deleted=False, only=self._wanted(), running=self._running
-                )
+                api.attributes_changed(since, only=self._wanted(), running=self._running)
             ):
                 self._answers.apply_attributes(self._read(page, model.read_attribute))
                 progress.note("attributes", len(page))
@@ -284,7 +282,7 @@ class Healer(StoppableWorker):
         progress = _Progress(self._instance, "a full comparison", self._now)
         self._answers.begin_comparison()
         for page in self._pages(
-            api.attributes_changed(0, deleted=False, only=self._wanted(), running=self._running)
+            api.attributes_changed(0, only=self._wanted(), running=self._running)
         ):
             self._answers.compare(self._read(page, model.read_attribute))
             progress.note("attributes", len(page))

@@ -126,15 +126,10 @@ def is_ours(outbox: Outbox, sighting: model.Sighting) -> bool:
     """Say whether a sighting that MISP announces is one that has gone through `outbox`."""
     attribute = sighting.attribute
     return outbox.is_ours(
-        {
-            "uuid": sighting.uuid or "",
-            "type": str(sighting.type or 0),
-            "source": sighting.source or "",
-            "date_sighting": sighting.date_sighting or 0,
-            "attribute_uuid": sightings.attribute_uuid_of(sighting) or "",
-            "Attribute": {
-                "uuid": attribute.uuid if attribute is not None else "",
-                "value": attribute.value if attribute is not None else (sighting.value or ""),
-            },
-        }
+        uuid=sighting.uuid or "",
+        attribute=sightings.attribute_uuid_of(sighting) or "",
+        value=attribute.value if attribute is not None else (sighting.value or ""),
+        kind=str(sighting.type or 0),
+        source=sighting.source or "",
+        seen=sighting.date_sighting or 0,
     )

@@ -55,8 +55,7 @@ class Connections:
     """The connections to one MISP; several threads may `call` at once.
 
     `ssl` is whether the certificate is checked, or the path of the CA certificates to check it
-    with; `cert` a client certificate (file, or file and key). User and password in `url` are for
-    a proxy in front of MISP.
+    with. User and password in `url` are for a proxy in front of MISP.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class Connections:
         key: str,
         ssl: bool | str,
         *,
-        cert: str | tuple[str, str] | None,
         timeout: tuple[float, float],
         deadline: float,
     ) -> None:
@@ -78,7 +76,6 @@ class Connections:
         self._name = _without_credentials(url)
         self._key = key.strip()
         self._ssl = ssl
-        self._cert = cert
         self._timeout = timeout
         self._deadline = deadline
         # Connections that no call uses at the moment; append and pop are atomic.
@@ -168,7 +165,6 @@ class Connections:
             self._url,
             self._key,
             ssl=self._ssl,
-            cert=self._cert,
             timeout=self._timeout,
             tool="threatbus",
             auth=None if proxied else cast(Any, _as_it_is),  # any callable will do

@@ -73,7 +73,7 @@ def _indicators(
         published=True if config.published_only else None,
         enforce_warninglist=config.warninglists,
     )
-    for page in api.attributes_changed(since, deleted=False, only=only, running=running):
+    for page in api.attributes_changed(since, only=only, running=running):
         bodies = []
         for found in page:
             try:
