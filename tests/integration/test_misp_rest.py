@@ -472,6 +472,22 @@ def test_what_may_pass_is_unreachable_and_the_next_call_works(
 
 
 @every_call
+def test_a_redirection_that_would_lose_the_request_is_named_and_not_followed(
+    server: MispServer, api: MispApi, call: Callable[[MispApi], object]
+) -> None:
+    """A POST that is redirected becomes a GET without its body: it would ask for everything."""
+    there = "https://misp.example/there"
+    for connected in (False, True):
+        if connected:
+            api.connect()
+        with (
+            server.fault(status=301, location=there),
+            pytest.raises(MispUnreachable, match=f"redirects to {there}.* api.host"),
+        ):
+            call(api)
+
+
+@every_call
 def test_every_call_tells_errors_from_answers(
     server: MispServer, api: MispApi, call: Callable[[MispApi], object]
 ) -> None:

@@ -29,6 +29,8 @@ from threatbus_misp.rest_errors import (
 
 if TYPE_CHECKING:
     from pymisp import PyMISP
+    from requests import PreparedRequest, Response
+    from requests.auth import AuthBase
 
 logger = logging.getLogger("threatbus.misp.rest")
 
@@ -157,18 +159,20 @@ class Connections:
 
     def _connection(self) -> PyMISP:
         from pymisp import PyMISP  # noqa: PLC0415 (250 ms)
+        from requests.auth import HTTPBasicAuth  # noqa: PLC0415
+        from requests.utils import get_auth_from_url  # noqa: PLC0415
 
         _silence(self._ssl)
-        # Else requests would replace the key by what it finds in the URL or in ~/.netrc.
-        proxied = "@" in urlsplit(self._url).netloc
+        user, password = get_auth_from_url(self._url)
+        proxy = HTTPBasicAuth(user, password) if user else None
         misp = PyMISP(
             self._url,
             self._key,
             ssl=self._ssl,
             timeout=self._timeout,
             tool="threatbus",
-            auth=None if proxied else cast(Any, _as_it_is),  # any callable will do
-            http_auth_header_name="X-MISP-AUTH" if proxied else "Authorization",
+            auth=cast(Any, _BeforeSending(proxy)),  # any callable will do
+            http_auth_header_name="Authorization" if proxy is None else "X-MISP-AUTH",
         )
         version = misp.misp_instance_version
         self._version = str(version.get("version", "")) if isinstance(version, dict) else ""
@@ -305,9 +309,30 @@ def _silence(ssl: bool | str) -> None:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
 
-def _as_it_is(request: T) -> T:
-    """Authenticate no further: the key is in the headers."""
-    return request
+class _BeforeSending:
+    """What is done with each request of PyMISP's before it is sent.
+
+    `proxy` is who we are to a proxy in front of MISP; the key is in a header already. Left to
+    itself, requests would replace it by what it finds in ~/.netrc.
+    """
+
+    def __init__(self, proxy: AuthBase | None) -> None:
+        self._proxy = proxy
+
+    def __call__(self, request: PreparedRequest) -> PreparedRequest:
+        request.register_hook("response", _refuse_redirection)
+        return request if self._proxy is None else self._proxy(request)
+
+
+def _refuse_redirection(response: Response, **_: object) -> None:
+    """Raise for a redirection that makes a POST a GET without its body, which asks for all."""
+    import requests  # noqa: PLC0415
+
+    if response.is_redirect and response.status_code not in (307, 308):
+        there = response.headers["location"]
+        raise requests.TooManyRedirects(
+            f"it redirects to {there}; the address that answers itself belongs into api.host"
+        )
 
 
 def _reason(body: object) -> object:
