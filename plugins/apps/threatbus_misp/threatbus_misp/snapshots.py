@@ -11,9 +11,10 @@ from threatbus.data import MessageType, SnapshotRequest
 from threatbus.errors import Overflow, Rejected
 from threatbus.messages import SNAPSHOT_ENVELOPE, Message
 from threatbus_misp.config import InstanceConfig
+from threatbus_misp.filters import asked_for
 from threatbus_misp.mapping import model, sightings
 from threatbus_misp.reconciler import Reconciler
-from threatbus_misp.rest import AttributeFilter, MispApi
+from threatbus_misp.rest import MispApi
 from threatbus_misp.rest_errors import MispError
 
 logger = logging.getLogger("threatbus.misp.snapshots")
@@ -68,12 +69,7 @@ def _indicators(
     since: int,
     running: Callable[[], bool],
 ) -> Iterator[list[bytes]]:
-    only = AttributeFilter(
-        to_ids=True,
-        published=True if config.published_only else None,
-        enforce_warninglist=config.warninglists,
-    )
-    for page in api.attributes_changed(since, only=only, running=running):
+    for page in api.attributes_changed(since, only=asked_for(config), running=running):
         bodies = []
         for found in page:
             try:
