@@ -439,6 +439,27 @@ def test_a_bus_stops_quickly_while_its_disk_is_full(
     assert time.monotonic() - began < SOON / 4
 
 
+def test_a_disk_that_fails_at_the_end_leaves_nothing_open(
+    start: Start,
+    stream: ZmqStream,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bus = start(stream.section)
+    stream.send("misp_json_attribute", captured("attribute_add"))
+    bus.receive()
+    instance = bus.instance
+
+    def fail(_: int) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(instance.index, "settle", fail)
+    bus.bus.stop()
+    assert "disk I/O error; the next start may repeat messages" in caplog.text
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        instance.index.events()
+
+
 def test_a_directory_that_cannot_be_written_costs_misp_and_not_the_bus(
     start_bus: Buses, open_app: OpenApp, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -167,7 +167,10 @@ class Instance:
         for worker in workers:
             if worker.is_alive():
                 worker.join(JOIN_SECS)
-        self.reconciler.handover.settle()
+        try:
+            self.reconciler.handover.settle()
+        except IndexUnusable as error:
+            logger.error("%s: %s; the next start may repeat messages", self.name, error)  # noqa: TRY400
         if self.outbox is not None:
             self.outbox.close()
         self.index.close()
