@@ -446,9 +446,12 @@ def test_a_disk_that_fails_at_the_end_leaves_nothing_open(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bus = start(stream.section)
+    instance = bus.instance
+    # Which would settle what has been passed on.
+    instance.healer.stop()
+    finished(instance.healer)
     stream.send("misp_json_attribute", captured("attribute_add"))
     bus.receive()
-    instance = bus.instance
 
     def fail(_: int) -> None:
         raise sqlite3.OperationalError("disk I/O error")
