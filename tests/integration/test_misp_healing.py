@@ -371,6 +371,22 @@ def test_a_snapshot_of_sightings_gives_those_of_the_time(
     assert json.loads(message.data)["sighting_of_ref"] == f"indicator--{attribute.uuid}"
 
 
+def test_a_snapshot_of_sightings_keeps_to_the_filters(
+    start: Start, server: MispServer, open_app: OpenApp
+) -> None:
+    event = server.misp.add_event("one")
+    wanted = server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
+    for each in (server.misp.add_attribute(event, "domain", "off.example"), wanted):
+        server.misp.add_sighting(each, source="zeek")
+    bus = start(backfill=1, filter=[{"types": ["ip-dst"]}])
+    bus.receive()
+    outq = snapshot_of(bus, open_app, "stix2/sighting", 1)
+    eventually(lambda: not outq.empty())
+    assert [json.loads(message.data)["sighting_of_ref"] for message in outq.get_many(10)] == [
+        f"indicator--{wanted.uuid}"
+    ]
+
+
 # Sightings to MISP.
 
 

@@ -29,12 +29,12 @@ class Filters:
         self._threat_level = config.threat_level
         #: Whether the event's tags have to be known.
         self.needs_tags = bool(self._excluded) or any(each.tags for each in self._filters)
-        # Whether there is nothing to look at.
-        self._open = not self._filters and not self._excluded and config.threat_level == _ANY_LEVEL
+        #: Whether everything passes.
+        self.open = not self._filters and not self._excluded and config.threat_level == _ANY_LEVEL
 
     def let_pass(self, attribute: Attribute, event: Context | None) -> bool:
         """Say whether an attribute of this event passes; its tags and the event's count."""
-        if self._open:
+        if self.open:
             return True
         names = [tag.name for tag in attribute.tags or ()]
         if event is not None:
