@@ -47,12 +47,12 @@ def opened(path: Path, schema: str, version: int, *, page_size: int = 4096) -> s
         elif found != version:
             raise _OtherVersion(f"it is of version {found}, not {version}")
     except BaseException:
-        closed(db)
+        close(db)
         raise
     return db
 
 
-def closed(db: sqlite3.Connection) -> None:
+def close(db: sqlite3.Connection) -> None:
     """Close a file, whatever state it is in."""
     with suppress(sqlite3.Error):
         db.close()

@@ -134,7 +134,7 @@ class Index:
             (last,) = db.execute("SELECT max(number) FROM outbox").fetchone()
             renewed = db.execute("SELECT value FROM notes WHERE name = ?", (RENEWED,)).fetchone()
         except BaseException:
-            database.closed(db)
+            database.close(db)
             raise
         self._number = max(self._number, last or 0)
         self.renewed = int(renewed[0]) if renewed else 0
@@ -180,7 +180,7 @@ class Index:
             yield
         except sqlite3.Error as error:
             if database.is_broken(error):
-                database.closed(self._db)
+                database.close(self._db)
                 try:
                     self._renew(str(error))
                 except (sqlite3.Error, OSError) as another:

@@ -112,13 +112,13 @@ class Instance:
         if self.outbox is None:
             return
 
-        def outq() -> MessageQueue:
-            made = self._services.outq(f"sightings to {self.name}")
-            subscribe(SIGHTING, made)
-            return made
+        def subscribed() -> MessageQueue:
+            outq = self._services.outq(f"sightings to {self.name}")
+            subscribe(SIGHTING, outq)
+            return outq
 
-        by_value = self.config.sightings.by_value
-        self._reporter = Reporter(self.name, outq, self.outbox, self.reconciler.knows, by_value)
+        by_value, knows = self.config.sightings.by_value, self.reconciler.knows
+        self._reporter = Reporter(self.name, subscribed, self.outbox, knows, by_value)
         self._services.report.worker(self._reporter)
         self._reporter.start()
 

@@ -149,7 +149,7 @@ class OutboxStore:
         try:
             self._waiting, self._bytes = self._measured()
         except BaseException:
-            database.closed(self._db)
+            database.close(self._db)
             raise
 
     def _renew(self, error: sqlite3.Error) -> None:
@@ -171,7 +171,7 @@ class OutboxStore:
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            database.closed(self._db)
+            database.close(self._db)
 
     def put(self, sighting: OutgoingSighting, count: int) -> int:
         """Append a sighting; gives how many old ones had to make room."""
@@ -296,7 +296,7 @@ class OutboxStore:
                 yield
             except sqlite3.DatabaseError as error:
                 if database.is_broken(error):
-                    database.closed(self._db)
+                    database.close(self._db)
                     self._renew(error)
                 raise
 
