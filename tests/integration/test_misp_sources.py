@@ -321,6 +321,18 @@ def test_a_file_of_2022_is_valid(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "host", ["misp.example", "https:/u:hidden@misp", "ftp://misp", "https://m:port", " https://m"]
+)
+def test_an_address_that_is_none_stops_the_start(start_bus: Buses, host: str) -> None:
+    with pytest.raises(InvalidConfig) as raised:
+        start_bus({"misp": {"api": {"host": host, "key": "k"}}})
+    assert str(raised.value) == (
+        "plugins.apps.misp.api.host: is no address of the web, but it must be http:// or https:// "
+        "and the name of a host"
+    )
+
+
+@pytest.mark.parametrize(
     ("module", "key", "package"),
     [("pymisp", "api.key", "pymisp"), ("confluent_kafka", "kafka", "confluent-kafka")],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -129,6 +130,10 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
                 errors.append(
                     ConfigError(f"{path}.kafka.topics", "empty", "topics that MISP writes")
                 )
+            if each.api.key and not _is_web_address(each.api.host):
+                # Which may hold a password, so it is not shown.
+                allowed = "http:// or https:// and the name of a host"
+                errors.append(ConfigError(f"{path}.api.host", "no address of the web", allowed))
             if isinstance(each.api.ssl, str) and not Path(each.api.ssl).exists():
                 allowed = "true, false, or a file (or directory) that is there"
                 errors.append(ConfigError(f"{path}.api.ssl", repr(each.api.ssl), allowed))
@@ -162,3 +167,13 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
     def by_name(self) -> dict[str, InstanceConfig]:
         """All instances; the old form with one has the name ``misp``."""
         return dict(self.instances) if self.instances else {"misp": self}
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        # Looked at for what it raises.
+        _ = url.port
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https") and bool(url.hostname) and text == text.strip()

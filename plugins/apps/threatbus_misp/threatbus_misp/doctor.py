@@ -70,11 +70,8 @@ def _check_address(address: str, key: str) -> None:
         from requests.utils import get_environ_proxies  # noqa: PLC0415 (comes with PyMISP)
     except ImportError as error:
         raise _no_module(error, "pymisp") from None
-    try:
-        url = urlsplit(address)
-        port = url.port or (443 if url.scheme == "https" else 80)
-    except ValueError:
-        raise CheckFailed("its address cannot be read", f"correct {key}") from None
+    url = urlsplit(address)
+    port = url.port or (443 if url.scheme == "https" else 80)
     if not get_environ_proxies(address):
         reach(url.hostname or address, port, key)
 
