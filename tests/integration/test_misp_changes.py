@@ -401,6 +401,31 @@ def test_filters_let_pass_what_they_say(
         assert bus.outq.empty()
 
 
+@pytest.mark.parametrize(
+    "section", [{"filter": [{"types": ["domain"]}]}, {"published_only": True}], ids=str
+)
+def test_a_sighting_does_not_tell_the_value_of_what_is_kept_off_the_bus(
+    zmq_misp: ZmqStream, start: Start, section: dict[str, Any]
+) -> None:
+    bus = start(zmq_misp, **section)
+    event = captured("event_publish")
+    event["Event"]["Attribute"] = [
+        {**event["Event"]["Attribute"][0], "uuid": KNOWN, "type": "domain", "value": "k.example"}
+    ]
+    zmq_misp.send("misp_json", event)
+    zmq_misp.send("misp_json_attribute", captured("attribute_add"))
+    zmq_misp.send("misp_json_sighting", captured("sighting_add_uuid"))
+    of_known = captured("sighting_add_false_positive")
+    of_known["Sighting"]["Attribute"]["uuid"] = KNOWN
+    zmq_misp.send("misp_json_sighting", of_known)
+    found = bus.receive(2)
+    assert found[0]["name"] == "k.example"
+    assert found[1]["sighting_of_ref"] == f"indicator--{KNOWN}"
+
+
+KNOWN = "11111111-1111-4111-8111-111111111111"
+
+
 def test_where_tags_are_filtered_the_events_tags_are_asked_for_first(
     zmq_misp: ZmqStream, start: Start
 ) -> None:

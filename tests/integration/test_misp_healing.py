@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -56,8 +57,8 @@ def start(start_bus: Buses, open_app: OpenApp, server: MispServer, tmp_path: Pat
     def started(*, with_api: bool = True, **section: Any) -> MispBus:
         api = {"host": server.url, "key": server.key if with_api else ""}
         api |= section.pop("api", {})
-        state = str(tmp_path / "state")
-        return MispBus(start_bus, open_app, {"api": api, **section}, state_directory=state)
+        core = {"queues": section.pop("queues", {}), "state_directory": str(tmp_path / "state")}
+        return MispBus(start_bus, open_app, {"api": api, **section}, **core)
 
     return started
 
@@ -370,6 +371,21 @@ def test_a_snapshot_of_sightings_gives_those_of_the_time(
     assert json.loads(message.data)["sighting_of_ref"] == f"indicator--{attribute.uuid}"
 
 
+def test_a_snapshot_of_sightings_keeps_to_the_filters(
+    start: Start, server: MispServer, open_app: OpenApp
+) -> None:
+    event = server.misp.add_event("one")
+    wanted = server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
+    for each in (server.misp.add_attribute(event, "domain", "off.example"), wanted):
+        server.misp.add_sighting(each, source="zeek")
+    bus = start(backfill=1, filter=[{"types": ["ip-dst"]}])
+    bus.healed()
+    outq = snapshot_of(bus, open_app, "stix2/sighting", 1)
+    eventually(lambda: not outq.empty())
+    (message,) = outq.get_many(10)
+    assert json.loads(message.data)["sighting_of_ref"] == f"indicator--{wanted.uuid}"
+
+
 # Sightings to MISP.
 
 
@@ -444,6 +460,55 @@ def test_sightings_of_others_indicators_are_not_reported(
     bus.receive()
     assert bus.instance.outbox.counts.waiting == 0
     assert not any(path.startswith("/sightings/add") for path in server.paths())
+
+
+def test_sightings_that_were_too_many_are_counted_and_those_after_them_are_reported(
+    start: Start, server: MispServer, open_app: OpenApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    attribute = server.misp.add_attribute(server.misp.add_event("one"), "ip-dst", "192.0.2.1")
+    bus = start(backfill=1, queues={"outq_messages": 20})
+    (found,) = bus.receive()
+    bus.healed()
+    outq = bus.instance.outq
+    # What holds up whoever asks the index, as a slow disk does.
+    with bus.instance.reconciler.handover.lock:
+        open_app.inq.put_many([sighting_message(found["id"])])
+        eventually(outq.empty)
+        for _ in range(2):
+            open_app.inq.put_many([sighting_message(found["id"]) for _ in range(15)])
+            bus.receive(15)
+    eventually(lambda: bus.instance.outq is not outq)
+    open_app.inq.put_many([sighting_message(found["id"])])
+    eventually(lambda: len(server.misp.sightings_of(attribute)) == 2)
+    assert bus.instance.outbox.counts.dropped == 30
+    assert "misp sightings: 30 sightings are not reported" in caplog.text
+    assert bus.bus.status()["state"] == "running"
+
+
+def test_a_sighting_waits_for_an_index_that_cannot_be_read(
+    start: Start,
+    server: MispServer,
+    open_app: OpenApp,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attribute = server.misp.add_attribute(server.misp.add_event("one"), "ip-dst", "192.0.2.1")
+    bus = start(backfill=1)
+    (found,) = bus.receive()
+    bus.healed()
+    with monkeypatch.context() as broken:
+        broken.setattr(bus.instance.index, "entry", failing(sqlite3.OperationalError("disk I/O")))
+        open_app.inq.put_many([sighting_message(found["id"])] * 3)
+        eventually(lambda: "cannot be read: disk I/O; tried again" in caplog.text)
+    eventually(lambda: len(server.misp.sightings_of(attribute)) == 3)
+    assert bus.instance.outq.unfinished == 0
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def test_two_misps_side_by_side_each_have_their_own(

@@ -58,7 +58,6 @@ class Messages:
 
     def _on_attribute(self, message: model.AttributeMessage) -> None:
         attribute = message.attribute
-        attribute.object = attribute.object or message.object
         action = message.action
         if action not in ("add", "edit", "soft-delete", "delete"):
             raise Rejected(f"attribute {attribute.uuid}: unknown action {action!r:.50}")

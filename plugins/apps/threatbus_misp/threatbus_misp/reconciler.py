@@ -67,6 +67,8 @@ class Reconciler:
     ) -> None:
         self._name = name
         self.filters = Filters(config)
+        # Whether the configuration keeps nothing off the bus.
+        self._keeps_nothing_off = self.filters.open and not config.published_only
         self._refresh = refresh
         self._reject = reject
         self._is_ours = is_ours
@@ -281,6 +283,10 @@ class Reconciler:
             self._count_false_positive(entry, 1 if added else -1)
         if not added or self._is_ours(sighting):
             return
+        if not (self._keeps_nothing_off or _was_published(entry)):
+            # It names the value.
+            self.counters.filtered += 1
+            return
         found = sightings.sighting_of(sighting, attribute_uuid=uuid, source=self.source)
         if found is not None:
             self.counters.sightings += 1
@@ -365,8 +371,14 @@ class Reconciler:
     def knows(self, uuid: str) -> bool:
         """Say whether an attribute was ever published. Callable from any thread, at any time."""
         with self.handover.lock, self.index.reading():
-            entry = self.index.entry(uuid)
-            return entry is not None and bool(entry.content)
+            return _was_published(self.index.entry(uuid))
+
+    def tells_of(self, uuid: str) -> bool:
+        """Say whether sightings of an attribute, which name its value, come onto the bus.
+
+        Callable from any thread, at any time.
+        """
+        return self._keeps_nothing_off or self.knows(uuid)
 
     def current(self, attribute: Attribute) -> bytes | None:
         """Give the indicator that an attribute is now, as a snapshot has it; None if it is none.
@@ -388,11 +400,15 @@ class Reconciler:
             return None
         try:
             # As it was published, so that it does not overwrite what is newer.
-            known = entry is not None and entry.content
-            published = (entry.created, entry.modified - 1) if entry and known else (None, None)
-            return self._version_of(attribute, event, *published).data
+            if entry is not None and entry.content:
+                return self._version_of(attribute, event, entry.created, entry.modified - 1).data
+            return self._version_of(attribute, event).data
         except Rejected:
             return None
+
+
+def _was_published(entry: Entry | None) -> bool:
+    return entry is not None and bool(entry.content)
 
 
 def _announced(attribute: Attribute, event: Context | None) -> Entry:
