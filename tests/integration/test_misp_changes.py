@@ -423,6 +423,19 @@ def test_a_sighting_does_not_tell_the_value_of_what_is_kept_off_the_bus(
     assert found[1]["sighting_of_ref"] == f"indicator--{KNOWN}"
 
 
+def test_sightings_of_what_was_never_heard_of_come_if_the_filters_let_them(
+    zmq_misp: ZmqStream, start: Start
+) -> None:
+    bus = start(zmq_misp, published_only=True, filter=[{"types": ["ip-dst"]}])
+    for number, kind in enumerate(("domain", "ip-dst")):
+        found = captured("sighting_add_uuid")
+        found["Sighting"]["uuid"] = f"{KNOWN[:-1]}{number}"
+        found["Sighting"]["Attribute"] |= {"uuid": f"{KNOWN[:-1]}{number + 5}", "type": kind}
+        zmq_misp.send("misp_json_sighting", found)
+    (passed,) = bus.receive(1)
+    assert passed["sighting_of_ref"] == f"indicator--{KNOWN[:-1]}6"
+
+
 KNOWN = "11111111-1111-4111-8111-111111111111"
 
 

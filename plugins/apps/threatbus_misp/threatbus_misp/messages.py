@@ -63,7 +63,7 @@ class Messages:
             raise Rejected(f"attribute {attribute.uuid}: unknown action {action!r:.50}")
         if self._published_only:
             # Any of this unpublishes the event in MISP, whatever the message says of it.
-            self._reconciler.hold(f"attribute {attribute.uuid}")
+            self._reconciler.hold_attribute(attribute)
             return
         self._reconciler.tell(attribute.uuid)
         if action in ("soft-delete", "delete") or attribute.deleted:

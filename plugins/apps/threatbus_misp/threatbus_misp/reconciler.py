@@ -283,8 +283,7 @@ class Reconciler:
             self._count_false_positive(entry, 1 if added else -1)
         if not added or self._is_ours(sighting):
             return
-        if not (self._keeps_nothing_off or _was_published(entry)):
-            # It names the value.
+        if not self._tells_of(sighting, entry):
             self.counters.filtered += 1
             return
         found = sightings.sighting_of(sighting, attribute_uuid=uuid, source=self.source)
@@ -363,6 +362,12 @@ class Reconciler:
             what,
         )
 
+    def hold_attribute(self, attribute: Attribute) -> None:
+        """Have an attribute wait for the publication of its event, and sightings of it as well."""
+        self.hold(f"attribute {attribute.uuid}")
+        if self.index.entry(attribute.uuid) is None:
+            self.index.put(_announced(attribute, self.contexts.of(None, attribute)))
+
     def reject(self, reason: str, data: bytes) -> None:
         """Keep what cannot be read."""
         self.counters.rejected += 1
@@ -373,12 +378,29 @@ class Reconciler:
         with self.handover.lock, self.index.reading():
             return _was_published(self.index.entry(uuid))
 
-    def tells_of(self, uuid: str) -> bool:
-        """Say whether sightings of an attribute, which name its value, come onto the bus.
+    def tells_of(self, sighting: model.Sighting) -> bool:
+        """Say whether a sighting, which names a value, comes onto the bus.
 
         Callable from any thread, at any time.
         """
-        return self._keeps_nothing_off or self.knows(uuid)
+        uuid = sightings.attribute_uuid_of(sighting)
+        with self.handover.lock, self.index.reading():
+            return self._tells_of(sighting, self.index.entry(uuid) if uuid else None)
+
+    def _tells_of(self, sighting: model.Sighting, entry: Entry | None) -> bool:
+        if self._keeps_nothing_off or _was_published(entry):
+            return True
+        if entry is not None:
+            # It is held back, or waits for its event's tags.
+            return False
+        attribute = sighting.attribute
+        if self.filters.open or attribute is None:
+            # Older than what is known here, such as without `backfill`.
+            return self.filters.open
+        event = self.contexts.of(None, attribute)
+        if self.filters.needs_tags and (event is None or event.tags is None):
+            return False
+        return self.filters.let_pass(attribute, event)
 
     def current(self, attribute: Attribute) -> bytes | None:
         """Give the indicator that an attribute is now, as a snapshot has it; None if it is none.

@@ -93,7 +93,6 @@ def _sightings(
                 body = sightings.sighting_of(sighting, source=reconciler.source)
             except Rejected:
                 continue
-            attribute = sightings.attribute_uuid_of(sighting)
-            if body is not None and attribute is not None and reconciler.tells_of(attribute):
+            if body is not None and reconciler.tells_of(sighting):
                 bodies.append(body)
         yield bodies
