@@ -370,6 +370,21 @@ def test_commands_take_their_keys_from_an_option_or_the_environment(
     bus.accepted(1)
 
 
+def test_the_command_says_what_its_key_may_not_publish(
+    bus: ZmqBus, keys: Keys, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    keys.client("sensor", write=["stix2/sighting"])
+    document = tmp_path / "both.json"
+    document.write_bytes(encode([indicator(), sighting()]))
+    options = ["--endpoint", f"tcp://127.0.0.1:{bus.manage}"]
+    options += ["--key-file", keys.secret_file("sensor")]
+    assert main(["publish", *options, str(document)]) == 1
+    said = capsys.readouterr().err
+    assert "line 1, object 1: rejected: the bus takes no stix2/indicator from this key" in said
+    assert "published 1 object" in said
+    bus.accepted(1)
+
+
 def test_a_command_without_a_key_says_what_is_missing(
     bus: ZmqBus, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
