@@ -228,7 +228,7 @@ def test_what_a_plugin_leaves_running_does_not_hold_the_process(
     running = background(cwd=directory, PYTHONPATH=str(directory))
     running.says("running:")
     running.process.terminate()
-    assert running.process.wait(3) == 0
+    assert running.process.wait(SECONDS) == 0
     assert b"stubborn runs\n" in running.stdout
 
 
@@ -239,7 +239,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, background: Ba
     running.process.send_signal(signal.SIGTERM)
     running.says("SIGTERM: stopping")
     running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(2) == 128 + signal.SIGINT
+    assert running.process.wait(SECONDS) == 128 + signal.SIGINT
 
 
 def test_the_limit_of_open_files_is_raised(bus: BusProcess) -> None:

@@ -62,7 +62,7 @@ def test_a_flood_of_garbage_delays_no_heartbeat_and_loses_no_good_message(
     for number in range(2000):
         publisher.pub.send(b"stix2/indicator {%d" % number)
     publisher.publish_numbered(0, 100)
-    assert json.loads(publisher.ask_raw(b"{", timeout=1))["status"] == "error"
+    assert json.loads(publisher.ask_raw(b"{"))["status"] == "error"
     assert publisher.receive_until(99) == list(range(100))
     assert bus.bus.rejects.total == 2000
 

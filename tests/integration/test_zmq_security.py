@@ -10,20 +10,26 @@ import pytest
 import zmq
 from helpers.documents import encode, indicator, indicator_bytes, sighting
 from helpers.keys import Keys, endpoint
-from helpers.waiting import eventually
+from helpers.waiting import SOON, eventually
 from threatbus_zmq.config import CurveConfig
 from threatbus_zmq.gatekeeper import Gatekeeper
 
 from integration.zmq_helpers import Apps, ZmqBus, number_of, numbered
 from threatbus.cli import main
 from threatbus.client import App as ClientApp
-from threatbus.client import Endpoint, Message, Publisher, Subscriber
+from threatbus.client import Endpoint, Message, Publisher, Subscriber, silence
 from threatbus.client import subscriber as subscriber_module
 from threatbus.data import MessageType
 from threatbus.errors import Refused
 from threatbus.keyfiles import ClientKeys
 
 DOORS = {"manage": zmq.REQ, "pub": zmq.SUB, "sub": zmq.PUB}
+
+
+@pytest.fixture(autouse=True)
+def patient_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients find out why they are refused, however long the bus takes to say so."""
+    monkeypatch.setattr(silence, "PROBE_SECS", SOON)
 
 
 @pytest.fixture
