@@ -234,12 +234,14 @@ def test_a_key_that_misp_refuses_is_said_so_and_not_shown(
     assert "x" * 40 not in str(bus.bus.view.status())
 
 
+@pytest.mark.parametrize("compared_at", ["1", "4000000000"], ids=["long ago", "clock set back"])
 def test_a_comparison_of_everything_finds_what_got_lost_and_says_how_far_it_is(
     start: Start,
     server: MispServer,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    compared_at: str,
 ) -> None:
     clock.ahead = -7200
     misp = server.misp
@@ -254,7 +256,7 @@ def test_a_comparison_of_everything_finds_what_got_lost_and_says_how_far_it_is(
     # As many looks at the index, and lines in the log, as there would be for very many.
     monkeypatch.setattr(answers, "ROWS_AT_ONCE", 1)
     monkeypatch.setattr(healing, "PROGRESS_SECS", 0)
-    bus.instance.healer._answers.put_note("compared at", "1")
+    bus.instance.healer._answers.put_note("compared at", compared_at)
     bus.instance.missing.wake()
     assert shown(bus.receive()) == [(ip(1), True)]
     eventually(lambda: re.search("comparison: 1 attributes, 1 events in doubt, in", caplog.text))
