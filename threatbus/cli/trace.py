@@ -104,7 +104,8 @@ def _shown(traced: dict[str, Any]) -> str:
     if traced["withdrawn"]:
         heading += f"\nwithdrawn at {traced['withdrawn_at']}"
     if traced["sightings"]:
-        heading += f"\nsighted {traced['sightings']:,} times"
+        count = traced["sightings"]
+        heading += "\nsighted once" if count == 1 else f"\nsighted {count:,} times"
     if traced["more_messages"]:
         heading += f"\n{traced['more_messages']:,} older messages are left out"
     rows = [_row(entry) for entry in traced["messages"]]
