@@ -108,7 +108,10 @@ class Publisher(Session):
             )
 
     def may_write(self, topic: str) -> bool:
-        """Say whether the bus takes `topic` from this client, as far as it said at the start."""
+        """Say whether the bus takes objects of `topic` from this client, as it said at the start.
+
+        An answer to a snapshot request is subject to the topic of the object in it.
+        """
         return self._writes is None or topic.startswith(self._writes)
 
     def settle(self) -> None:
