@@ -567,4 +567,4 @@ def test_a_pull_that_was_not_asked_for_before_a_kill_is_asked_for_by_the_next(
     bus = start(**stream.section)
     assert shown(bus.receive()) == [(ip(1), False)]
     bus.healed()
-    assert bus.instance.index.missing() == []
+    eventually(lambda: bus.instance.index.missing() == [])
