@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -912,11 +910,13 @@ def test_a_bus_that_is_killed_loses_no_sighting_and_sends_none_twice(
 
     with server.fault("/sightings/add", delay=60.0, times=1, **fault) as happened:
         killed = sender(START, 5)
-        eventually(lambda: happened.seen, 20 * SCALE, "the first request")
-        if "done" in fault:
-            eventually(lambda: misp.sightings_of(attribute))
-        os.kill(killed.pid, signal.SIGKILL)
-        killed.wait(10)
+        try:
+            eventually(lambda: happened.seen, 20 * SCALE, "the first request")
+            if "done" in fault:
+                eventually(lambda: misp.sightings_of(attribute))
+        finally:
+            killed.kill()
+            killed.wait(10)
     again = sender(START + 5, 5)
     try:
         last = START + 9
