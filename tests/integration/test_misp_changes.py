@@ -125,7 +125,7 @@ def test_an_attribute_without_to_ids_is_not_published(misp: Stream, start: Start
 def test_a_soft_deletion_withdraws_even_if_its_payload_is_blanked(
     misp: Stream, start: Start, blanked: bool
 ) -> None:
-    """D1: a soft deletion, MISP's default, left the indicator on every sensor."""
+    """A soft deletion, MISP's default, left the indicator on every sensor."""
     bus = start(misp)
     misp.send("misp_json_attribute", captured("attribute_add"))
     deletion = captured("attribute_soft_delete")
@@ -137,7 +137,7 @@ def test_a_soft_deletion_withdraws_even_if_its_payload_is_blanked(
 
 
 def test_a_hard_deletion_that_names_no_event_withdraws(misp: Stream, start: Start) -> None:
-    """D2: a hard deletion was dropped, or published as an addition."""
+    """A hard deletion was dropped, or published as an addition."""
     bus = start(misp)
     misp.send("misp_json_attribute", captured("attribute_add"))
     deletion = captured("attribute_hard_delete")
@@ -320,7 +320,7 @@ def test_as_many_false_positives_as_the_limit_says_withdraw(misp: Stream, start:
 def test_changes_wait_for_the_publication_of_their_event_if_only_published_ones_are_wanted(
     misp: Stream, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D10: drafts were distributed."""
+    """Drafts were distributed."""
     bus = start(misp, published_only=True)
     misp.send("misp_json_attribute", captured("attribute_add"))
     held = f"attribute {ATTRIBUTE} has changed; the bus hears of it when MISP publishes the event"
@@ -442,7 +442,7 @@ KNOWN = "11111111-1111-4111-8111-111111111111"
 def test_where_tags_are_filtered_the_events_tags_are_asked_for_first(
     zmq_misp: ZmqStream, start: Start
 ) -> None:
-    """D11: the tags of an event, where TLP usually sits, were invisible to the filter."""
+    """The tags of an event, where TLP usually sits, were invisible to the filter."""
     with MispServer() as server:
         event = server.misp.add_event("capture event one", tags=["tlp:red"], event_uuid=EVENT)
         server.misp.add_attribute(event, "ip-dst", "198.51.100.7", attribute_uuid=ATTRIBUTE)

@@ -235,12 +235,14 @@ def test_a_key_that_misp_refuses_is_said_so_and_not_shown(
     assert "x" * 40 not in str(bus.bus.view.status())
 
 
+@pytest.mark.parametrize("compared_at", ["1", "4000000000"], ids=["long ago", "clock set back"])
 def test_a_comparison_of_everything_finds_what_got_lost_and_says_how_far_it_is(
     start: Start,
     server: MispServer,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    compared_at: str,
 ) -> None:
     clock.ahead = -7200
     misp = server.misp
@@ -255,7 +257,7 @@ def test_a_comparison_of_everything_finds_what_got_lost_and_says_how_far_it_is(
     # As many looks at the index, and lines in the log, as there would be for very many.
     monkeypatch.setattr(answers, "ROWS_AT_ONCE", 1)
     monkeypatch.setattr(healing, "PROGRESS_SECS", 0)
-    bus.instance.healer._answers.put_note("compared at", "1")
+    bus.instance.healer._answers.put_note("compared at", compared_at)
     bus.instance.missing.wake()
     assert shown(bus.receive()) == [(ip(1), True)]
     eventually(lambda: re.search("comparison: 1 attributes, 1 events in doubt, in", caplog.text))
@@ -338,7 +340,7 @@ def snapshot_of(bus: MispBus, app: OpenApp, topic: str, days: float) -> Any:
 def test_a_snapshot_of_indicators_goes_by_when_they_were_edited(
     start: Start, server: MispServer, open_app: OpenApp, clock: Clock
 ) -> None:
-    """D9: a snapshot went by the date of the event, and all of it was in memory at once."""
+    """A snapshot went by the date of the event, and all of it was in memory at once."""
     misp = server.misp
     clock.ahead = -40 * 86_400
     old = misp.add_event("an old event", date="2019-01-01")
@@ -392,7 +394,7 @@ def test_a_snapshot_of_sightings_keeps_to_the_filters(
 def test_a_sighting_on_the_bus_is_reported_once_and_does_not_come_back(
     start: Start, server: MispServer, stream: ZmqStream, open_app: OpenApp
 ) -> None:
-    """D7: a sighting had the wrong time, no count, no source, and the UUID in the wrong field."""
+    """A sighting had the wrong time, no count, no source, and the UUID in the wrong field."""
     event = server.misp.add_event("one")
     attribute = server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
     bus = start(backfill=1, **stream.section)
@@ -549,6 +551,7 @@ def test_fifty_thousand_attributes_arrive_complete(start: Start, stream: ZmqStre
 # Stop.
 
 
+@pytest.mark.usefixtures("long_patience")
 def test_the_bus_stops_quickly_while_a_source_waits_for_room(
     start: Start, stream: ZmqStream
 ) -> None:
@@ -560,11 +563,12 @@ def test_the_bus_stops_quickly_while_a_source_waits_for_room(
     eventually(lambda: bus.instance.reconciler.counters.published == 1)
     began = time.monotonic()
     bus.bus.stop()
-    assert time.monotonic() - began < 2 * SOON / 10
+    assert time.monotonic() - began < SOON
     again = start(with_api=False, **stream.section)
     assert shown(again.receive()) == [("[ipv4-addr:value = '198.51.100.7']", False)]
 
 
+@pytest.mark.usefixtures("long_patience")
 @pytest.mark.parametrize("where", ["/events/restSearch", "/attributes/restSearch"])
 def test_the_bus_stops_quickly_while_misp_takes_its_time_with_what_is_missing(
     start: Start, server: MispServer, where: str
@@ -580,7 +584,7 @@ def test_the_bus_stops_quickly_while_misp_takes_its_time_with_what_is_missing(
             told = bus.receive()
         began = time.monotonic()
         bus.bus.stop()
-        assert time.monotonic() - began < SOON / 5
+        assert time.monotonic() - began < SOON
     again = start(backfill=1)
     again.healed()
     told = told or again.receive()
@@ -588,6 +592,7 @@ def test_the_bus_stops_quickly_while_misp_takes_its_time_with_what_is_missing(
     assert again.outq.empty()
 
 
+@pytest.mark.usefixtures("long_patience")
 @pytest.mark.parametrize("where", ["in MISP", "in the bus"])
 def test_the_bus_stops_quickly_while_a_snapshot_is_on_its_way(
     start: Start, server: MispServer, open_app: OpenApp, where: str
@@ -605,7 +610,7 @@ def test_the_bus_stops_quickly_while_a_snapshot_is_on_its_way(
             snapshot_of(bus, open_app, "stix2/indicator", 1)
         began = time.monotonic()
         bus.bus.stop()
-        assert time.monotonic() - began < SOON / 5
+        assert time.monotonic() - began < SOON
 
 
 def test_a_pull_that_was_not_asked_for_before_a_kill_is_asked_for_by_the_next(
@@ -627,4 +632,4 @@ def test_a_pull_that_was_not_asked_for_before_a_kill_is_asked_for_by_the_next(
     bus = start(**stream.section)
     assert shown(bus.receive()) == [(ip(1), False)]
     bus.healed()
-    assert bus.instance.index.missing() == []
+    eventually(lambda: bus.instance.index.missing() == [])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers.waiting import SCALE, eventually, finished, in_threads
+from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
 from threatbus_misp.outbox import Outbox
 from threatbus_misp.outbox_store import OutgoingSighting
 from threatbus_misp.rest import AttributeFilter, MispApi
@@ -335,7 +333,7 @@ def test_an_event_that_is_gone_is_none(api: MispApi, misp: Misp, event: Event) -
 def test_a_sighting_is_added_with_all_its_fields(
     api: MispApi, misp: Misp, attribute: Attribute
 ) -> None:
-    """D7: the time it was seen, its source, and the attribute by UUID."""
+    """The time it was seen, its source, and the attribute by UUID."""
     added = api.add_sighting(attribute=attribute.uuid, kind="1", source="zeek", seen=START - 5)
     (found,) = misp.sightings_of(attribute)
     assert (found.type, found.source, found.date_sighting) == ("1", "zeek", START - 5)
@@ -355,7 +353,7 @@ def test_a_sighting_of_a_value_goes_to_all_its_attributes(
 
 
 def test_a_refused_sighting_raises_misps_reason_although_the_status_is_200(api: MispApi) -> None:
-    """D8: PyMISP gives such an answer as if all were well."""
+    """PyMISP gives such an answer as if all were well."""
     with pytest.raises(MispRefusal, match="No valid attributes found") as refused:
         api.add_sighting(attribute=NO_UUID)
     assert refused.value.status == 200
@@ -451,12 +449,14 @@ def test_nobody_listening_is_unreachable_and_nothing_was_sent(
         ({"delay": 60.0}, "timed out"),
         ({"drip": 0.05}, "no complete answer within"),
     ],
-    ids=str,
+    ids=lambda given: str(given)[:60],
 )
 def test_what_may_pass_is_unreachable_and_the_next_call_works(
     server: MispServer, call: Callable[[MispApi], object], fault: dict[str, Any], reason: str
 ) -> None:
-    api = api_of(server, timeout=(1.0, 0.2), deadline=0.4)
+    # Where MISP answers at once, a busy machine has time to.
+    read_secs = 0.5 if "delay" in fault else SOON
+    api = api_of(server, timeout=(SOON, read_secs), deadline=0.5 if "drip" in fault else SOON)
     for connected in (False, True):
         if connected:
             api.connect()
@@ -663,10 +663,9 @@ def test_a_call_that_waits_for_misp_is_interrupted(
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         eventually(lambda: fault.seen)
-        started = time.monotonic()
         running.clear()
+        # Long before MISP's answer would come.
         finished(thread)
-        assert time.monotonic() - started < 1.0 * SCALE
     assert isinstance(raised[0], MispInterrupted)
 
 
@@ -831,7 +830,7 @@ def test_sightings_by_value_count_once_too(
 def test_sightings_outlast_an_outage(
     server: MispServer, misp: Misp, attribute: Attribute, outbox: Outbox
 ) -> None:
-    """D6: a failed call ends neither the worker nor anybody's wait."""
+    """A failed call ends neither the worker nor anybody's wait."""
     server.down()
     for seen in range(10):
         started = time.monotonic()
@@ -847,12 +846,12 @@ def test_sightings_outlast_an_outage(
 def test_a_refused_sighting_is_named_in_the_log(
     server: MispServer, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D8: errors that PyMISP gives as answers were logged as success."""
+    """Errors that PyMISP gives as answers were logged as success."""
     outbox.put(OutgoingSighting(NO_UUID, START))
+    eventually(lambda: outbox.counts.refused == 1)
     emptied(outbox)
-    assert NO_UUID in caplog.text
+    eventually(lambda: NO_UUID in caplog.text)
     assert "No valid attributes found" in caplog.text
-    assert outbox.counts.refused == 1
 
 
 def test_an_expired_key_keeps_the_sightings(
@@ -898,11 +897,13 @@ def test_a_bus_that_is_killed_loses_no_sighting_and_sends_none_twice(
 
     with server.fault("/sightings/add", delay=60.0, times=1, **fault) as happened:
         killed = sender(START, 5)
-        eventually(lambda: happened.seen, 20 * SCALE, "the first request")
-        if "done" in fault:
-            eventually(lambda: misp.sightings_of(attribute))
-        os.kill(killed.pid, signal.SIGKILL)
-        killed.wait(10)
+        try:
+            eventually(lambda: happened.seen, 20 * SCALE, "the first request")
+            if "done" in fault:
+                eventually(lambda: misp.sightings_of(attribute))
+        finally:
+            killed.kill()
+            killed.wait(10)
     again = sender(START + 5, 5)
     try:
         last = START + 9

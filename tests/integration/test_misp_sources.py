@@ -79,7 +79,7 @@ def guarded() -> Iterator[PlainStream]:
 def test_user_name_and_password_are_shown_to_a_misp_that_asks_for_them(
     guarded: PlainStream, start: Start
 ) -> None:
-    """D19: the receiver could not authenticate, although MISP asks for it."""
+    """The receiver could not authenticate, although MISP asks for it."""
     login = {"username": "misp", "password": "correct horse"}
     bus = start({"zmq": {**guarded.section["zmq"], **login}})
     guarded.send("misp_json_attribute", captured("attribute_add"))
@@ -98,7 +98,7 @@ def test_user_name_and_password_are_shown_to_a_misp_that_asks_for_them(
 def test_a_login_that_misp_refuses_is_said_with_what_to_do_and_not_shown(
     guarded: PlainStream, start: Start, caplog: pytest.LogCaptureFixture, login: dict[str, str]
 ) -> None:
-    """D19: and so nobody was told, either."""
+    """And so nobody was told, either."""
     start({"zmq": {**guarded.section["zmq"], **login}})
     eventually(lambda: "zmq.username or zmq.password is wrong" in caplog.text)
     assert "battery staple" not in caplog.text
@@ -134,6 +134,7 @@ def test_a_topic_that_does_not_exist_is_named_beside_those_that_do(
     assert "Kafka has: misp_attribute, misp_event" in caplog.text
 
 
+@pytest.mark.usefixtures("long_patience")
 def test_a_kafka_that_is_away_is_named_and_the_bus_stops_all_the_same(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +144,7 @@ def test_a_kafka_that_is_away_is_named_and_the_bus_stops_all_the_same(
     eventually(lambda: servers in caplog.text)
     began = time.monotonic()
     bus.bus.stop()
-    assert time.monotonic() - began < SOON / 2
+    assert time.monotonic() - began < SOON
 
 
 @pytest.mark.parametrize("harm", [{"no.such.setting": 1}, {"session.timeout.ms": "soon"}])
@@ -433,6 +434,7 @@ def test_a_full_disk_costs_a_line_in_the_log_and_no_message(
     assert found == {document["Attribute"]["value"] for document in documents}
 
 
+@pytest.mark.usefixtures("long_patience")
 def test_a_bus_stops_quickly_while_its_disk_is_full(
     start: Start, stream: ZmqStream, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -448,7 +450,7 @@ def test_a_bus_stops_quickly_while_its_disk_is_full(
     eventually(lambda: "database or disk is full" in caplog.text)
     began = time.monotonic()
     bus.bus.stop()
-    assert time.monotonic() - began < SOON / 4
+    assert time.monotonic() - began < SOON
 
 
 def test_a_disk_that_fails_at_the_end_leaves_nothing_open(

@@ -142,7 +142,7 @@ def emptied(box: Outbox) -> None:
 
 
 def test_what_is_put_reaches_misp_with_all_its_fields(boxes: Boxes, misp: FakeMisp) -> None:
-    """D7: time, count and source were lost, and the UUID stood in the wrong field."""
+    """Time, count and source were lost, and the UUID stood in the wrong field."""
     box = boxes.open()
     assert box.put(sighting("a", 17, kind="1", source=" zeek@sensor1 "))
     emptied(box)
@@ -266,7 +266,7 @@ def test_an_idle_outbox_stops_at_once(boxes: Boxes) -> None:
 def test_sightings_wait_until_misp_is_back_and_the_log_says_so(
     boxes: Boxes, misp: FakeMisp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D6: one failure ended the worker for good, with a lock held that snapshots waited for."""
+    """One failure ended the worker for good, with a lock held that snapshots waited for."""
     caplog.set_level(logging.INFO, "threatbus.misp.outbox")
     misp.refuse = once(*(away() for _ in range(5)))
     box = boxes.open()

@@ -70,7 +70,7 @@ def answer(api: FakeApi, log: list[str], room: int = PAGES) -> None:
 
 
 def test_each_page_is_handed_over_before_the_next_is_asked_for() -> None:
-    """D9: the whole history was in memory at once."""
+    """The whole history was in memory at once."""
     log: list[str] = []
     answer(FakeApi(log), log)
     assert log == ["asked", "put"] * PAGES

@@ -146,6 +146,9 @@ class Healer(StoppableWorker):
 
     def _next_comparison(self) -> float:
         compared = float(self._answers.note(COMPARED_AT) or 0.0)
+        if compared > self._now():
+            # The clock was ahead then, and nobody knows by how much.
+            return 0.0
         return compared + self._config.full_comparison
 
     def _do_next(self) -> None:
