@@ -19,16 +19,10 @@ class _OneBusToAnother(Scenario):
     def run(self, room: Room) -> None:
         """Let it flow, break the broker, let it flow again."""
         node = room.broker.node()
-        here = room.rabbit_bus("here", node.port)
-        there = room.rabbit_bus("there", node.port)
-        room.client_reader(there)
-        room.publisher(here)
+        buses = _here_and_there(room, node.port, node.port)
         room.pause(1)
         self.harm(room, node)
-        room.pause(1.5)
-        room.settle()
-        room.check_bus(here)
-        room.check_bus(there)
+        room.ends(*buses, after=1.5)
 
     @abstractmethod
     def harm(self, room: Room, node: RabbitNode) -> None:
@@ -92,27 +86,30 @@ class _Network(Scenario):
         """Let it flow, break the network, let it flow again."""
         node = room.broker.node()
         ways = [room.proxy(node.port) for _ in range(2)]
-        here, there = (
-            room.rabbit_bus(name, way.port, heartbeat=self.heartbeat)
-            for name, way in zip(("here", "there"), ways, strict=True)
-        )
-        room.client_reader(there)
-        room.publisher(here)
+        buses = _here_and_there(room, *(way.port for way in ways), heartbeat=self.heartbeat)
         room.pause(1)
         self.harm(room, ways)
         room.over()
-        room.pause(1.5)
-        room.settle()
-        self.look(room, [here, there])
+        room.ends(*buses, after=1.5)
 
     @abstractmethod
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Break the network, and mend it."""
 
-    def look(self, room: Room, buses: list[BusProcess]) -> None:
-        """Hold what must hold of the buses."""
-        for bus in buses:
-            room.check_bus(bus)
+    def slow(
+        self,
+        room: Room,
+        ways: list[Proxy],
+        *,
+        delay: float = 0.0,
+        bytes_per_second: float | None = None,
+    ) -> None:
+        """Have the network be slow for a while."""
+        for way in ways:
+            way.delay, way.bytes_per_second = delay, bytes_per_second
+        room.pause(3)
+        for way in ways:
+            way.delay, way.bytes_per_second = 0.0, None
 
 
 class NetworkCut(_Network):
@@ -141,11 +138,7 @@ class NetworkDelayed(_Network):
 
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Delay everything for a while."""
-        for way in ways:
-            way.delay = 0.15
-        room.pause(3)
-        for way in ways:
-            way.delay = 0.0
+        self.slow(room, ways, delay=0.15)
 
 
 class NetworkHalved(_Network):
@@ -156,11 +149,7 @@ class NetworkHalved(_Network):
 
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Let half of it through for a while."""
-        for way in ways:
-            way.bytes_per_second = 120_000
-        room.pause(3)
-        for way in ways:
-            way.bytes_per_second = None
+        self.slow(room, ways, bytes_per_second=120_000)
 
 
 class NetworkDeaf(_Network):
@@ -187,10 +176,7 @@ class BusOnRabbitKilled(Scenario):
     def run(self, room: Room) -> None:
         """Kill the bus of the reader, again and again."""
         node = room.broker.node()
-        here = room.rabbit_bus("here", node.port)
-        there = room.rabbit_bus("there", node.port)
-        room.client_reader(there)
-        room.publisher(here)
+        here, there = _here_and_there(room, node.port, node.port)
         for _ in room.rounds(2):
             room.pause(0.3, 1.2)
             killed = time.monotonic()
@@ -202,10 +188,18 @@ class BusOnRabbitKilled(Scenario):
             # What waited in its queue goes through its memory first.
             room.over()
             room.until(lambda: room.ledger.recovery() is not None, "what waited has come")
-        room.pause(1)
-        room.settle()
-        room.check_bus(here)
-        room.check_bus(there)
+        room.ends(here, there)
+
+
+def _here_and_there(
+    room: Room, port_here: int, port_there: int, **section: int
+) -> tuple[BusProcess, BusProcess]:
+    """Start a bus with a publisher and one with a reader, and RabbitMQ between them."""
+    here = room.rabbit_bus("here", port_here, **section)
+    there = room.rabbit_bus("there", port_there, **section)
+    room.client_reader(there)
+    room.publisher(here)
+    return here, there
 
 
 SCENARIOS = (

@@ -63,9 +63,7 @@ class _Garbage(Scenario):
 
     def run(self, room: Room) -> None:
         """Let honest traffic flow beside the flood; ask for a heartbeat all the while."""
-        bus = room.bus()
-        room.client_reader(bus)
-        room.publisher(bus)
+        bus = room.bus_in_use()
         flood = Flood(bus.doors.address(self._door), self._kind, self._frames(room.dice))
         flood.start()
         room.stack.callback(flood.stop)
@@ -76,11 +74,9 @@ class _Garbage(Scenario):
             memory = max(memory, bus.resident_bytes())
         flood.stop()
         room.over()
-        room.pause(1)
-        room.settle()
+        room.ends(bus)
         room.check(flood.sent > 1000, f"the flood was none: {flood.sent}")
         room.check(memory < 600 * 1024 * 1024, f"memory grew to {memory:,} bytes")
-        room.check_bus(bus)
 
 
 class GarbageAtSub(_Garbage):
