@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
-from helpers.buses import Buses
+from helpers.buses import Buses, OpenApp
 from helpers.documents import encode, indicator, indicator_bytes
 from helpers.waiting import eventually
 
@@ -21,6 +22,7 @@ from threatbus.client import (
     Message,
     Sighting,
     SnapshotRequest,
+    envelope,
     read,
     sighting,
 )
@@ -28,7 +30,7 @@ from threatbus.client import app as app_module
 from threatbus.client import subscriber as subscriber_module
 from threatbus.data import MessageType
 from threatbus.errors import Overflow, Rejected
-from threatbus.queues import Bounds
+from threatbus.queues import Bounds, MessageQueue
 
 STIX = ["stix2/indicator", "stix2/sighting"]
 
@@ -97,6 +99,20 @@ def test_a_snapshot_request_is_answered_with_what_the_app_knows(start_bus: Buses
             (message,) = taken(asking, 1)
     assert message.data == known
     assert requests[0].snapshot.days == 30
+
+
+def test_an_app_may_publish_an_envelope_by_itself(start_bus: Buses, open_app: OpenApp) -> None:
+    doors = Doors.free()
+    start_bus({"open": None, "zmq": doors.section})
+    asking = MessageQueue("asking")
+    snapshot_id = open_app.subscribe("stix2/indicator", asking, timedelta(days=1))
+    assert snapshot_id is not None
+    known = indicator_bytes(name="known")
+    request = SnapshotRequest(MessageType.INDICATOR, snapshot_id, timedelta(days=1))
+    with App(at(doors)) as app:
+        app.publish("threatbus/snapshotenvelope", envelope(request, known))
+        (message,) = asking.get_many(2, timeout=10)
+    assert (message.topic, message.data) == ("stix2/indicator", known)
 
 
 def test_an_app_may_start_before_its_bus(start_bus: Buses) -> None:

@@ -227,6 +227,35 @@ def test_a_subscription_that_the_bus_has_ended_is_made_again(
     assert "subscribed again" in changes[0]
 
 
+def test_a_subscription_whose_sub_was_refused_is_made_again_although_the_bus_knows_it(
+    old_bus: OldBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriber_module, "HEARTBEAT_SECS", 0.05)
+    document = indicator_bytes()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    # Asks for keys, which ends the SUB for good, while heartbeats succeed.
+    refusing = context.socket(zmq.XPUB)
+    refusing.curve_server = True
+    _, refusing.curve_secretkey = zmq.curve_keypair()
+    old_bus.pub_port = refusing.bind_to_random_port("tcp://127.0.0.1")
+    with Subscriber(at(old_bus.port), ["stix2/indicator"]) as subscriber:
+
+        def subscribed_again() -> bool:
+            assert subscriber.receive(timeout=0.05) == []
+            return old_bus.manage.actions.count("subscribe") > 1
+
+        eventually(subscribed_again)
+        assert "heartbeat" in old_bus.manage.actions
+        context.destroy(linger=0)
+        old_bus.pub.bind(f"tcp://127.0.0.1:{old_bus.pub_port}")
+
+        def delivered() -> list[Message]:
+            old_bus.deliver(document)
+            return subscriber.receive(timeout=0.05)
+
+        assert eventually(delivered)[0].data == document
+
+
 def test_a_subscriber_notices_a_restart_of_the_bus_by_the_broken_connection(
     start_bus: Buses, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,10 +188,11 @@ class Subscriber(Session):
                 self._left_over = [*messages, *self._left_over]
             self._close_sub()
         if self._sub is None:
-            self._sub = self._connections.open(zmq.SUB, reply.pub_port, RCVHWM=self._read_ahead)
             refused = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
             changes = zmq.Event.CONNECTED | zmq.Event.DISCONNECTED | refused
-            self._monitor = self._sub.get_monitor_socket(changes)
+            self._sub, self._monitor = self._connections.open_watched(
+                zmq.SUB, reply.pub_port, changes, RCVHWM=self._read_ahead
+            )
             self._pub_port = reply.pub_port
             self._sub_is_dead = False
         # The earlier topic stays, for what is still on its way.
