@@ -15,6 +15,7 @@ import zmq
 from helpers.buses import Buses
 from helpers.documents import indicator_bytes
 from helpers.waiting import eventually, wait_for
+from zmq.auth.thread import ThreadAuthenticator
 
 from integration.cli_helpers import FakeBus, OldBus
 from testbed.ports import Doors, free_port
@@ -227,25 +228,25 @@ def test_a_subscription_that_the_bus_has_ended_is_made_again(
     assert "subscribed again" in changes[0]
 
 
-def test_a_subscription_whose_sub_was_refused_is_made_again_although_the_bus_knows_it(
+def test_a_sub_that_was_refused_for_good_is_replaced_and_told_of_while_heartbeats_succeed(
     old_bus: OldBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriber_module, "HEARTBEAT_SECS", 0.05)
     document = indicator_bytes()
+    changes: list[str] = []
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    # Asks for keys, which ends the SUB for good, while heartbeats succeed.
+    # Lets nobody in, which ends the SUB for good, while heartbeats succeed.
+    doorkeeper = ThreadAuthenticator(context)
+    doorkeeper.start()
+    doorkeeper.deny("127.0.0.1")
     refusing = context.socket(zmq.XPUB)
-    refusing.curve_server = True
-    _, refusing.curve_secretkey = zmq.curve_keypair()
+    refusing.zap_domain = b"refusing"
     old_bus.pub_port = refusing.bind_to_random_port("tcp://127.0.0.1")
-    with Subscriber(at(old_bus.port), ["stix2/indicator"]) as subscriber:
-
-        def subscribed_again() -> bool:
-            assert subscriber.receive(timeout=0.05) == []
-            return old_bus.manage.actions.count("subscribe") > 1
-
-        eventually(subscribed_again)
-        assert "heartbeat" in old_bus.manage.actions
+    with Subscriber(
+        at(old_bus.port), ["stix2/indicator"], timeout=SHORT, on_change=changes.append
+    ) as subscriber:
+        eventually(lambda: not subscriber.receive(timeout=0.05) and changes)
+        doorkeeper.stop()
         context.destroy(linger=0)
         old_bus.pub.bind(f"tcp://127.0.0.1:{old_bus.pub_port}")
 
@@ -254,6 +255,24 @@ def test_a_subscription_whose_sub_was_refused_is_made_again_although_the_bus_kno
             return subscriber.receive(timeout=0.05)
 
         assert eventually(delivered)[0].data == document
+        eventually(lambda: subscriber.receive(timeout=0.05) is not None and len(changes) > 1)
+    assert old_bus.manage.actions.count("subscribe") == 1
+    assert f"its port for messages, {old_bus.pub_port}, does not let this client in" in changes[0]
+    assert changes[1:] == [f"tcp://127.0.0.1:{old_bus.port} answers again"]
+
+
+def test_a_port_for_messages_that_cannot_be_reached_is_told_of(
+    old_bus: OldBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriber_module, "HEARTBEAT_SECS", 0.05)
+    changes: list[str] = []
+    old_bus.pub_port = closed = free_port()
+    with Subscriber(
+        at(old_bus.port), ["stix2/"], timeout=SHORT, on_change=changes.append
+    ) as subscriber:
+        eventually(lambda: not subscriber.receive(timeout=0.05) and changes)
+        assert not subscriber.stands
+    assert f"its port for messages, {closed}, does not" in changes[0]
 
 
 def test_a_subscriber_notices_a_restart_of_the_bus_by_the_broken_connection(

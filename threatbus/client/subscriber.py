@@ -92,7 +92,10 @@ class Subscriber(Session):
         self._sub: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._pub_port = 0
-        # Whether ZeroMQ has given up the connection of the SUB, since the bus refused its key.
+        # Whether the SUB is connected, since when it is not, and whether ZeroMQ has given it up,
+        # as it does when the bus has refused its key.
+        self._sub_is_connected = False
+        self._sub_down_since = 0.0
         self._sub_is_dead = False
         # What was read from a SUB that had to be closed.
         self._left_over: list[Message] = []
@@ -181,24 +184,29 @@ class Subscriber(Session):
 
     def _connect(self, reply: Reply) -> None:
         """Receive under the P2P topic that the bus has given."""
-        import zmq  # noqa: PLC0415
-
-        if self._sub is not None and (reply.pub_port != self._pub_port or self._sub_is_dead):
-            while messages := self._take():
-                self._left_over = [*messages, *self._left_over]
-            self._close_sub()
-        if self._sub is None:
-            refused = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-            changes = zmq.Event.CONNECTED | zmq.Event.DISCONNECTED | refused
-            self._sub, self._monitor = self._connections.open_watched(
-                zmq.SUB, reply.pub_port, changes, RCVHWM=self._read_ahead
-            )
-            self._pub_port = reply.pub_port
-            self._sub_is_dead = False
+        if self._sub is None or reply.pub_port != self._pub_port or self._sub_is_dead:
+            self._sub_down_since = time.monotonic()
+            self._sub = self._open_sub(reply.pub_port)
         # The earlier topic stays, for what is still on its way.
         self._sub.subscribe(reply.topic)
         self._p2p = reply.topic
         self._answered()
+
+    def _open_sub(self, port: int) -> zmq.Socket[bytes]:
+        """Open a SUB in place of the one that there is, if there is one."""
+        import zmq  # noqa: PLC0415
+
+        while messages := self._take():
+            self._left_over = [*messages, *self._left_over]
+        self._close_sub()
+        refused = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+        changes = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | refused
+        sub, self._monitor = self._connections.open_watched(
+            zmq.SUB, port, changes, RCVHWM=self._read_ahead
+        )
+        self._pub_port = port
+        self._sub_is_connected = self._sub_is_dead = False
+        return sub
 
     def _close_sub(self) -> None:
         if self._sub is not None and not self._sub.closed:
@@ -234,14 +242,12 @@ class Subscriber(Session):
 
     def _on_reply(self, reply: Reply) -> None:
         if self._p2p is not None:
-            if not reply.success or self._sub_is_dead:
+            if reply.success:
+                self._on_sign_of_life(self._p2p)
+            else:
                 # The bus is another one than before, or it has ended the subscription.
                 self._p2p = None
                 self._request()
-            else:
-                if self._lost:
-                    self._on_change(f"{self._endpoint} answers again")
-                self._answered()
         elif reply.grants_subscription:
             self._connect(reply)
             self._on_change(
@@ -250,6 +256,23 @@ class Subscriber(Session):
             )
         else:
             self._failed(explain_refusal(self._endpoint, reply))
+
+    def _on_sign_of_life(self, p2p: str) -> None:
+        """The bus knows this subscriber; see whether messages can come, too."""
+        down = 0.0 if self._sub_is_connected else time.monotonic() - self._sub_down_since
+        if down < self._timeout and not self._sub_is_dead:
+            if self._lost:
+                self._on_change(f"{self._endpoint} answers again")
+            self._answered()
+            return
+        what = "does not let this client in" if self._sub_is_dead else "does not"
+        self._failed(
+            f"{self._endpoint} answers, but its port for messages, {self._pub_port}, {what}"
+        )
+        if self._sub_is_dead:
+            self._sub_down_since = 0.0
+            self._sub = self._open_sub(self._pub_port)
+            self._sub.subscribe(p2p)
 
     def _answered(self) -> None:
         self._lost = False
@@ -266,9 +289,19 @@ class Subscriber(Session):
         """Ask at once how things stand when the connection has broken or is back."""
         import zmq  # noqa: PLC0415
 
+        before = self._sub_is_connected, self._sub_is_dead
         while self._monitor is not None and self._monitor.poll(0):
-            if event_of(self._monitor) not in (zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED):
+            event = event_of(self._monitor)
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._sub_is_connected = True
+            elif event != zmq.EVENT_DISCONNECTED:
                 self._sub_is_dead = True
+            elif self._sub_is_connected:
+                self._sub_is_connected = False
+                self._sub_down_since = time.monotonic()
+        if before == (self._sub_is_connected, self._sub_is_dead):
+            # One more attempt to connect that has failed.
+            return
         if self._manage.waiting:
             # The request may have gone down with the connection.
             self._manage.give_up()
