@@ -302,6 +302,9 @@ class Subscriber(Session):
         if before == (self._sub_is_connected, self._sub_is_dead):
             # One more attempt to connect that has failed.
             return
+        if self._p2p is None and self._manage.waiting:
+            # Asked twice, the bus would give two subscriptions.
+            return
         if self._manage.waiting:
             # The request may have gone down with the connection.
             self._manage.give_up()
