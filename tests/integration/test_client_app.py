@@ -139,8 +139,10 @@ def test_an_app_knows_whether_its_bus_is_there(start_bus: Buses) -> None:
         subscribed(app)
         first.stop()
         eventually(lambda: not app.connected)
+        assert app.subscriptions == 1
         start_bus({"zmq": doors.section})
         subscribed(app)
+        assert app.subscriptions == 2
 
 
 def test_nothing_that_is_published_while_the_bus_is_away_is_lost(

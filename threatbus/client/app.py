@@ -124,6 +124,15 @@ class App(Session):
         """Whether the subscription stands: the bus has answered lately, and knows this app."""
         return self._receiver.subscribed
 
+    @property
+    def subscriptions(self) -> int:
+        """How many subscriptions were made; each after the first means that the bus was lost.
+
+        What was published in between may be missing. It grows before the first message of the
+        new subscription comes.
+        """
+        return self._receiver.subscriptions
+
     # Publishing.
 
     def publish(self, topic: str, data: bytes, timeout: float | None = None) -> None:
@@ -240,6 +249,11 @@ class Receiver(StoppableWorker):
     def subscribed(self) -> bool:
         """Whether the subscription stands."""
         return self._subscriber is not None and self._subscriber.stands
+
+    @property
+    def subscriptions(self) -> int:
+        """How many subscriptions were made."""
+        return 0 if self._subscriber is None else self._subscriber.subscriptions
 
     def release(self) -> None:
         """Give the pipe back, once the thread has ended or was never started."""

@@ -79,6 +79,8 @@ class Subscriber(Session):
         days = int(snapshot) if snapshot == int(snapshot) else snapshot
         self._wish: dict[str, Any] = {"snapshot": days} | ({"name": name} if name else {})
         self._topics = list(topics)
+        #: How often the bus has granted a subscription.
+        self.subscriptions = 0
         # What the bus knows of this subscriber; None while it knows nothing.
         self._p2p: str | None = None
         # When to do what comes next: a request, or giving up the one that is under way.
@@ -189,6 +191,7 @@ class Subscriber(Session):
             self._sub = self._open_sub(reply.pub_port)
         # The earlier topic stays, for what is still on its way.
         self._sub.subscribe(reply.topic)
+        self.subscriptions += 1
         self._p2p = reply.topic
         self._answered()
 

@@ -59,7 +59,9 @@ class VastConfig(msgspec.Struct, frozen=True, kw_only=True):
     key_file: Text | None = None
     """The client's keys for a bus that asks for them, as `threatbus keys client` makes them."""
     snapshot: Days = 30.0
-    """Days of indicators to ask for at the start; 0: none."""
+    """Days of indicators to ask for with each subscription; 0: none."""
+    forget_unnamed_after: Days = 0.0
+    """Days that an indicator from before the bus was away stays unnamed; 0: for ever."""
     logging: LoggingConfig = LoggingConfig()
     live_match: bool = True
     """Whether events are matched as they are imported."""
