@@ -13,6 +13,7 @@ from vast_threatbus.config import MetricsConfig, VastConfig, read
 
 from threatbus.client import Endpoint
 from threatbus.config import LoggingConfig, check_section, yaml12
+from threatbus.errors import InvalidConfig
 from threatbus.keyfiles import ClientKeys, client_file
 
 HERE: Final = Path(__file__).parents[2] / "apps" / "vast"
@@ -79,6 +80,19 @@ def test_keys_are_for_the_bus_alone(tmp_path: Path) -> None:
     assert found.bus.keys == keys
     assert found.node.keys is None
     assert "cannot be read" in errors(key_file=str(tmp_path / "none"))["key_file"]
+
+
+def test_everything_that_is_wrong_with_a_file_is_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("vast: a:b:c\nsnapshot: -1\nmetrics: {interval: x}\nsink: a 'b\n")
+    with pytest.raises(InvalidConfig) as caught:
+        read(str(path))
+    assert [error.key for error in caught.value.errors] == [
+        "snapshot",
+        "metrics.interval",
+        "vast",
+        "sink",
+    ]
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:

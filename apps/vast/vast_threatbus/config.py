@@ -137,9 +137,14 @@ def read(path: str | None) -> tuple[VastConfig, Sequence[str]]:
     Raises `InvalidConfig` with everything that is wrong.
     """
     warnings: list[str] = []
-    found, errors = check_section(load(path, prefix=PREFIX).tree(), VastConfig, "", warnings)
+    given = load(path, prefix=PREFIX).tree()
+    found, errors = check_section(given, VastConfig, "", warnings)
     if found is None:
-        raise InvalidConfig(errors)
+        # What a type cannot say is looked at only where all types are right.
+        wrong = {error.key.partition(".")[0] for error in errors}
+        rest = {key: value for key, value in given.items() if key.lower() not in wrong}
+        _, more = check_section(rest, VastConfig, "")
+        raise InvalidConfig([*errors, *(error for error in more if error not in errors)])
     return found, warnings
 
 
