@@ -22,11 +22,11 @@ from threatbus.client import (
     Message,
     Sighting,
     SnapshotRequest,
+    background,
     envelope,
     read,
     sighting,
 )
-from threatbus.client import app as app_module
 from threatbus.client import subscriber as subscriber_module
 from threatbus.data import MessageType
 from threatbus.errors import Overflow, Rejected
@@ -148,7 +148,7 @@ def test_an_app_knows_whether_its_bus_is_there(start_bus: Buses) -> None:
 def test_nothing_that_is_published_while_the_bus_is_away_is_lost(
     start_bus: Buses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "MAX_RETRY_SECS", 0.2)
+    monkeypatch.setattr(background, "MAX_RETRY_SECS", 0.2)
     doors = Doors.free()
     first = start_bus({"zmq": doors.section})
     with App(at(doors), [], timeout=0.5) as source:

@@ -23,6 +23,7 @@ connection    sockets, requests and replies, sessions, deadlines
 subscriber    receiving
 publisher     publishing
 documents     typed views of what came, bytes of what leaves
+background    the threads of an app
 app           both, in the background
 ============  ================================================
 """
