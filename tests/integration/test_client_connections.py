@@ -228,6 +228,28 @@ def test_a_subscription_that_the_bus_has_ended_is_made_again(
     assert "subscribed again" in changes[0]
 
 
+def test_what_was_not_read_yet_is_kept_when_messages_come_from_another_port(
+    old_bus: OldBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriber_module, "HEARTBEAT_SECS", 0.05)
+    with Subscriber(at(old_bus.port), ["stix2/"]) as subscriber:
+
+        def delivered() -> list[Message]:
+            old_bus.deliver(b"{}")
+            return subscriber.receive(timeout=0.05)
+
+        assert eventually(delivered)
+        old_bus.deliver(unread := indicator_bytes())
+        old_bus.pub_port = old_bus.pub.bind_to_random_port("tcp://127.0.0.1")
+        old_bus.forget()
+        # Reads nothing, as an app does that has no room.
+        while subscriber.subscriptions < 2:
+            subscriber.keep_up(0.05)
+        while received(subscriber, 1)[-1].data != unread:
+            pass
+        assert eventually(delivered)[0].data == b"{}"
+
+
 def test_a_sub_that_was_refused_for_good_is_replaced_and_told_of_while_heartbeats_succeed(
     old_bus: OldBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from threatbus.client.connection import (
     DEFAULT_TIMEOUT_SECS,
@@ -17,7 +16,8 @@ from threatbus.client.connection import (
     explain_refusal,
 )
 from threatbus.client.endpoint import Endpoint
-from threatbus.client.silence import event_of, refusal
+from threatbus.client.inlet import Inlet
+from threatbus.client.silence import refusal
 from threatbus.errors import BusUnreachable
 from threatbus.messages import (
     INDICATOR,
@@ -27,9 +27,6 @@ from threatbus.messages import (
     Message,
 )
 from threatbus.workers import Backoff
-
-if TYPE_CHECKING:
-    import zmq
 
 #: Seconds between two signs of life of a subscriber.
 HEARTBEAT_SECS: Final = 5.0
@@ -73,7 +70,6 @@ class Subscriber(Session):
         """
         self._endpoint = endpoint
         self._timeout = timeout
-        self._read_ahead = read_ahead
         self._on_change = on_change
         # Threat Bus 2022.5.16 knows whole days only.
         days = int(snapshot) if snapshot == int(snapshot) else snapshot
@@ -90,17 +86,7 @@ class Subscriber(Session):
         self._backoff = Backoff(0.1, MAX_RETRY_SECS)
         self._connections = Connections(endpoint)
         self._manage = Manage(self._connections)
-        # Where frames come from, what tells of its connection, and the port it is connected to.
-        self._sub: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
-        self._pub_port = 0
-        # Whether the SUB is connected, since when it is not, and whether ZeroMQ has given it up,
-        # as it does when the bus has refused its key.
-        self._sub_is_connected = False
-        self._sub_down_since = 0.0
-        self._sub_is_dead = False
-        # What was read from a SUB that had to be closed.
-        self._left_over: list[Message] = []
+        self._inlet = Inlet(self._connections, read_ahead)
         try:
             self._connect(self._manage.subscribe(timeout, self._topics, **self._wish))
         except BaseException:
@@ -120,7 +106,7 @@ class Subscriber(Session):
         deadline = Deadline(timeout)
         while True:
             self._keep_up()
-            messages = self._take()
+            messages = [self._message(frame) for frame in self._inlet.take(BATCH)]
             if messages or deadline.over or self._wait(deadline, watch):
                 return messages
 
@@ -140,22 +126,10 @@ class Subscriber(Session):
             if p2p is not None and not self._lost:
                 self._manage.unsubscribe(p2p)
         finally:
-            self._close_sub()
+            self._inlet.close()
             self._connections.close()
 
     # Messages.
-
-    def _take(self) -> list[Message]:
-        import zmq  # noqa: PLC0415
-
-        messages, self._left_over = self._left_over, []
-        if self._sub is None:
-            return messages
-        recv = self._sub.recv
-        with contextlib.suppress(zmq.Again):
-            while len(messages) < BATCH:
-                messages.append(self._message(recv(zmq.NOBLOCK)))
-        return messages
 
     def _message(self, frame: bytes) -> Message:
         head, _, data = frame.partition(b" ")
@@ -168,7 +142,8 @@ class Subscriber(Session):
         import zmq  # noqa: PLC0415
 
         poller = zmq.Poller()
-        for socket in (self._manage.socket, self._sub if reading else None, self._monitor):
+        inlet = self._inlet
+        for socket in (self._manage.socket, inlet.socket if reading else None, inlet.monitor):
             if socket is not None:
                 poller.register(socket, zmq.POLLIN)
         if watch is not None:
@@ -178,7 +153,7 @@ class Subscriber(Session):
         if remaining is not None:
             seconds = min(seconds, remaining)
         ready = dict(poller.poll(int(seconds * 1000) + 1))
-        if self._monitor in ready:
+        if inlet.monitor in ready and inlet.notice():
             self._on_connection_change()
         return watch in ready
 
@@ -186,36 +161,13 @@ class Subscriber(Session):
 
     def _connect(self, reply: Reply) -> None:
         """Receive under the P2P topic that the bus has given."""
-        if self._sub is None or reply.pub_port != self._pub_port or self._sub_is_dead:
-            self._sub_down_since = time.monotonic()
-            self._sub = self._open_sub(reply.pub_port)
+        if reply.pub_port != self._inlet.port or self._inlet.refused:
+            self._inlet.open(reply.pub_port)
         # The earlier topic stays, for what is still on its way.
-        self._sub.subscribe(reply.topic)
+        self._inlet.listen(reply.topic)
         self.subscriptions += 1
         self._p2p = reply.topic
         self._answered()
-
-    def _open_sub(self, port: int) -> zmq.Socket[bytes]:
-        """Open a SUB in place of the one that there is, if there is one."""
-        import zmq  # noqa: PLC0415
-
-        while messages := self._take():
-            self._left_over = [*messages, *self._left_over]
-        self._close_sub()
-        refused = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-        changes = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | refused
-        sub, self._monitor = self._connections.open_watched(
-            zmq.SUB, port, changes, RCVHWM=self._read_ahead
-        )
-        self._pub_port = port
-        self._sub_is_connected = self._sub_is_dead = False
-        return sub
-
-    def _close_sub(self) -> None:
-        if self._sub is not None and not self._sub.closed:
-            self._sub.disable_monitor()
-            self._sub.close(0)
-        self._sub = self._monitor = None
 
     def _keep_up(self) -> None:
         """Do what is due: show a sign of life, subscribe again, give up a request."""
@@ -262,20 +214,17 @@ class Subscriber(Session):
 
     def _on_sign_of_life(self, p2p: str) -> None:
         """The bus knows this subscriber; see whether messages can come, too."""
-        down = 0.0 if self._sub_is_connected else time.monotonic() - self._sub_down_since
-        if down < self._timeout and not self._sub_is_dead:
+        inlet = self._inlet
+        if inlet.down_secs < self._timeout and not inlet.refused:
             if self._lost:
                 self._on_change(f"{self._endpoint} answers again")
             self._answered()
             return
-        what = "does not let this client in" if self._sub_is_dead else "does not"
-        self._failed(
-            f"{self._endpoint} answers, but its port for messages, {self._pub_port}, {what}"
-        )
-        if self._sub_is_dead:
-            self._sub_down_since = 0.0
-            self._sub = self._open_sub(self._pub_port)
-            self._sub.subscribe(p2p)
+        what = "does not let this client in" if inlet.refused else "does not"
+        self._failed(f"{self._endpoint} answers, but its port for messages, {inlet.port}, {what}")
+        if inlet.refused:
+            inlet.open(inlet.port)
+            inlet.listen(p2p)
 
     def _answered(self) -> None:
         self._lost = False
@@ -290,25 +239,10 @@ class Subscriber(Session):
 
     def _on_connection_change(self) -> None:
         """Ask at once how things stand when the connection has broken or is back."""
-        import zmq  # noqa: PLC0415
-
-        before = self._sub_is_connected, self._sub_is_dead
-        while self._monitor is not None and self._monitor.poll(0):
-            event = event_of(self._monitor)
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._sub_is_connected = True
-            elif event != zmq.EVENT_DISCONNECTED:
-                self._sub_is_dead = True
-            elif self._sub_is_connected:
-                self._sub_is_connected = False
-                self._sub_down_since = time.monotonic()
-        if before == (self._sub_is_connected, self._sub_is_dead):
-            # One more attempt to connect that has failed.
-            return
-        if self._p2p is None and self._manage.waiting:
-            # Asked twice, the bus would give two subscriptions.
-            return
         if self._manage.waiting:
+            if self._p2p is None:
+                # Asked twice, the bus would give two subscriptions.
+                return
             # The request may have gone down with the connection.
             self._manage.give_up()
         self._due = 0.0
