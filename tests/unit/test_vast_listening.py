@@ -105,6 +105,24 @@ def test_only_what_is_new_is_looked_for_in_what_is_stored(backlog: Backlog) -> N
     assert list(listener.registry.known([known["id"], gone["id"]])) == [known["id"]]
 
 
+def test_one_too_many_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener(None, None)
+    listener.hears(*(message(indicator()) for _ in range(11)))
+    assert listener.counters["indicators_left_out"] == 1
+    assert "there are max_indicators of them already" in caplog.text
+
+
+def test_what_has_expired_makes_room_also_when_nothing_is_matched_live() -> None:
+    listener = Listener(None, None)
+    until = datetime.now(UTC) + timedelta(seconds=0.2)
+    expiring = message(indicator(valid_until=f"{until:%FT%T.%fZ}"))
+    listener.bus.said.append([expiring])
+    listener.thread.start()
+    eventually(lambda: datetime.now(UTC) > until and len(listener.registry) == 0)
+    listener.thread.stop()
+    finished(listener.thread)
+
+
 def test_a_kind_of_matching_that_is_off_hears_nothing() -> None:
     listener = Listener(None, None)
     listener.hears(message(indicator()))

@@ -70,7 +70,7 @@ def test_more_than_the_limit_are_left_out() -> None:
     registry = Registry(1)
     first = domain("a.example")
     registry.learn(first)
-    assert registry.learn(domain("b.example")) == (Change.LEFT_OUT, set())
+    assert registry.learn(domain("b.example")) == (Change.TOO_MANY, set())
     first.pattern = "[domain-name:value = 'c.example']"
     assert registry.learn(first)[0] is Change.NEW
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from threatbus.client import App, Indicator, Message, read
 from threatbus.errors import Rejected
@@ -88,8 +89,8 @@ class Listening(StoppableWorker):
             keys |= changed
             if change is Change.NEW:
                 new[indicator.id] = None
-            elif change is Change.LEFT_OUT:
-                self._leave_out(indicator)
+            elif change in (Change.LEFT_OUT, Change.TOO_MANY):
+                self._leave_out(indicator.id, change)
         if self._backlog is not None and new:
             self._backlog.add(list(new))
         return keys
@@ -103,12 +104,16 @@ class Listening(StoppableWorker):
             return None
         return found if isinstance(found, Indicator) else None
 
-    def _leave_out(self, indicator: Indicator) -> None:
+    def _leave_out(self, indicator_id: str, change: Change) -> None:
         self._counters.add("indicators_left_out")
-        self._log.log(
-            "left out",
-            logging.INFO,
-            "%s is not looked for: its pattern is none of a single address, domain, URL or hash, "
-            "or there are more than max_indicators",
-            indicator.id,
-        )
+        level, why = _WHY_LEFT_OUT[change]
+        self._log.log(change.value, level, "%s is not looked for: %s", indicator_id, why)
+
+
+_WHY_LEFT_OUT: Final = {
+    Change.LEFT_OUT: (
+        logging.INFO,
+        "its pattern is none of a single address, domain, URL or hash",
+    ),
+    Change.TOO_MANY: (logging.WARNING, "there are max_indicators of them already"),
+}

@@ -29,7 +29,9 @@ class Change(Enum):
     GONE = "gone"
     """It was looked for, and is no longer."""
     LEFT_OUT = "left out"
-    """It cannot be looked for: of a kind that a lookup does not find, or one too many."""
+    """It cannot be looked for: it is of a kind that a lookup does not find."""
+    TOO_MANY = "too many"
+    """It is not looked for, as there are as many as may be kept."""
 
 
 class _Known(NamedTuple):
@@ -65,7 +67,7 @@ class Registry:
                 gone = before is not None or indicator.is_withdrawn()
                 return (Change.GONE if gone else Change.LEFT_OUT), keys
             if before is None and len(self._by_id) >= self._limit:
-                return Change.LEFT_OUT, set()
+                return Change.TOO_MANY, set()
             unchanged = before is not None and before.wanted == wanted
             keys = set() if unchanged else self._forget(indicator.id) | {wanted.key}
             self._by_id[indicator.id] = _Known(wanted, indicator.valid_until, self._doubts)
