@@ -39,9 +39,9 @@ class Template:
 
         eventually(said)
 
-    def reads(self, line: str) -> None:
+    def reads(self, line: bytes) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.write(line + b"\n")
         self.process.stdin.flush()
 
     def end_of_input(self) -> int:
@@ -75,17 +75,19 @@ def test_the_template_reports_what_it_finds_and_forgets_what_is_withdrawn(
         template.says(f"{other['id']} is looked for")
         platform.publish_indicator(encode(bad))
         template.says(f"{bad['id']} is looked for")
-        template.reads("query from 10.0.0.1 for bad.example")
+        template.reads(b"query \xff from 10.0.0.1 for bad.example")
         (message,) = platform.receive(timeout=SECONDS)
         found = read(message)
         assert isinstance(found, Sighting)
         assert found.sighting_of_ref == bad["id"]
-        assert found.x_threatbus_sighting_context == {"line": "query from 10.0.0.1 for bad.example"}
+        assert found.x_threatbus_sighting_context == {
+            "line": "query \ufffd from 10.0.0.1 for bad.example"
+        }
         platform.publish_indicator(encode({**bad, "x_threatbus_update": "REMOVE"}))
         template.says(f"{bad['id']} is not looked for")
         platform.publish_indicator(encode(third := indicator("[url:value = 'u']")))
         template.says(f"{third['id']} is looked for")
-        template.reads("bad.example u")
+        template.reads(b"bad.example u")
         # Only the one that is still there.
         (message,) = platform.receive(timeout=SECONDS)
         assert json.loads(message.data)["sighting_of_ref"] == third["id"]

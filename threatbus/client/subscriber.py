@@ -72,7 +72,7 @@ class Subscriber(Session):
         self._timeout = timeout
         self._on_change = on_change
         # Threat Bus 2022.5.16 knows whole days only.
-        days = int(snapshot) if snapshot == int(snapshot) else snapshot
+        days = int(snapshot) if float(snapshot).is_integer() else snapshot
         self._wish: dict[str, Any] = {"snapshot": days} | ({"name": name} if name else {})
         self._topics = list(topics)
         #: How often the bus has granted a subscription.
