@@ -141,11 +141,16 @@ def read(path: str | None) -> tuple[VastConfig, Sequence[str]]:
     found, errors = check_section(given, VastConfig, "", warnings)
     if found is None:
         # What a type cannot say is looked at only where all types are right.
-        wrong = {error.key.partition(".")[0] for error in errors}
+        wrong = {_top(error) for error in errors}
         rest = {key: value for key, value in given.items() if key.lower() not in wrong}
         _, more = check_section(rest, VastConfig, "")
-        raise InvalidConfig([*errors, *(error for error in more if error not in errors)])
+        raise InvalidConfig([*errors, *(error for error in more if _top(error) not in wrong)])
     return found, warnings
+
+
+def _top(error: ConfigError) -> str:
+    """Give the key at the top level that an error is about."""
+    return error.key.partition(".")[0]
 
 
 def _found(program: str) -> str | None:

@@ -18,6 +18,14 @@ from vast_threatbus.table import LookupTable
 
 logger = logging.getLogger("threatbus.vast.listening")
 
+_WHY_LEFT_OUT: Final = {
+    Change.LEFT_OUT: (
+        logging.INFO,
+        "its pattern is none of a single address, domain, URL or hash",
+    ),
+    Change.TOO_MANY: (logging.WARNING, "there are max_indicators of them already"),
+}
+
 
 class Listening(StoppableWorker):
     """Takes in indicators, as many at once as have come, and lets go of those that have expired.
@@ -108,12 +116,3 @@ class Listening(StoppableWorker):
         self._counters.add("indicators_left_out")
         level, why = _WHY_LEFT_OUT[change]
         self._log.log(change.value, level, "%s is not looked for: %s", indicator_id, why)
-
-
-_WHY_LEFT_OUT: Final = {
-    Change.LEFT_OUT: (
-        logging.INFO,
-        "its pattern is none of a single address, domain, URL or hash",
-    ),
-    Change.TOO_MANY: (logging.WARNING, "there are max_indicators of them already"),
-}
