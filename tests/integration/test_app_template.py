@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers.buses import Buses
 from helpers.documents import encode, indicator
-from helpers.waiting import eventually
+from helpers.waiting import SOON, eventually
+from threatbus_app_template.tool import Tool
 
 from integration.cli_helpers import SECONDS, environment
 from testbed.ports import Doors
@@ -93,3 +95,23 @@ def test_the_template_reports_what_it_finds_and_forgets_what_is_withdrawn(
         assert json.loads(message.data)["sighting_of_ref"] == third["id"]
         assert template.end_of_input() == 0
         assert platform.receive(timeout=0) == []
+
+
+def test_the_tool_forgets_one_of_two_indicators_of_a_value() -> None:
+    tool = Tool()
+    tool.watch("bad.example", "one")
+    tool.watch("bad.example", "two")
+    tool.forget("one")
+    tool.forget("one")
+    assert tool.matches("bad.example") == [("bad.example", "two")]
+    tool.forget("two")
+    assert tool.matches("bad.example") == []
+
+
+def test_the_tool_takes_a_large_snapshot_in_no_time() -> None:
+    tool = Tool()
+    began = time.monotonic()
+    for number in range(20_000):
+        tool.forget(f"indicator--{number}")
+        tool.watch(f"{number}.example", f"indicator--{number}")
+    assert time.monotonic() - began < SOON
