@@ -106,6 +106,10 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     assert "must be true" in errors(live_match=False, retro_match=False)["retro_match"]
 
 
+def test_who_asks_for_no_snapshot_cannot_forget_what_none_names() -> None:
+    assert "snapshot is 0" in errors(snapshot=0, forget_unnamed_after=1)["forget_unnamed_after"]
+
+
 def test_a_key_with_a_typo_is_named_with_the_nearest_one() -> None:
     assert "did you mean retro_match?" in errors(retro_macth=True)["retro_macth"]
 

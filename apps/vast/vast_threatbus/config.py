@@ -100,6 +100,12 @@ class VastConfig(msgspec.Struct, frozen=True, kw_only=True):
             errors.append(
                 ConfigError("retro_match", "false, as is live_match", "true, or live_match is")
             )
+        if self.forget_unnamed_after and not self.snapshot:
+            errors.append(
+                ConfigError(
+                    "forget_unnamed_after", "set, but snapshot is 0", "0, or snapshot is not"
+                )
+            )
         if Path(self.vast_binary).name == "vast":
             errors.append(
                 ConfigError("vast_binary", "vast", "tenzir, which VAST is called since version 4")
