@@ -136,8 +136,8 @@ def table() -> Table:
 
 @pytest.fixture
 def listener(table: Table) -> Iterator[Listener]:
-    """One that goes on listening, and lets go of what is not named for half a second."""
-    listener = Listener(table, None, unnamed_secs=0.5)
+    """One that goes on listening, and lets go of what is not named for a second."""
+    listener = Listener(table, None, unnamed_secs=1.0)
     listener.thread.start()
     yield listener
     listener.thread.stop()
@@ -149,7 +149,7 @@ def domain(name: str, **more: Any) -> Message:
 
 
 def test_what_expires_is_let_go_at_its_time(listener: Listener, table: Table) -> None:
-    until = datetime.now(UTC) + timedelta(seconds=0.3)
+    until = datetime.now(UTC) + timedelta(seconds=1)
     listener.bus.said.append(
         [domain("a.example", valid_until=f"{until:%FT%T.%fZ}"), domain("b.example")]
     )
