@@ -41,7 +41,7 @@ class RabbitNode(Service):
             "PATH": os.environ["PATH"],
             "LANG": "C.UTF-8",
             "HOME": str(self.directory / "home"),
-            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
+            "RABBITMQ_NODENAME": f"{self.directory.name}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(distribution),
@@ -65,14 +65,15 @@ class RabbitNode(Service):
         return [_SERVER]
 
     def answers(self) -> bool:
-        """Say whether it speaks AMQP."""
+        """Say whether it speaks AMQP, and is not another one that was faster to take the port."""
         with (
             contextlib.suppress(OSError),
             socket.create_connection(("127.0.0.1", self.port), 1) as probe,
         ):
             probe.sendall(_PROTOCOL_HEADER)
             probe.settimeout(2)
-            return bool(probe.recv(1)) and self._listens_further()
+            # The server begins with its properties, of which one is the name of its node.
+            return self.directory.name.encode() in probe.recv(4096) and self._listens_further()
         return False
 
     def forget(self) -> None:
