@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import time
 from abc import abstractmethod
+from collections.abc import Sequence
 
-from chaos.room import Room
+from chaos.room import RATE, Room
 from chaos.scenario import Scenario
 from testbed.bus import BusProcess
 from testbed.proxy import Proxy
@@ -54,6 +55,7 @@ class RabbitPaused(_OneBusToAnother):
         """Stop and continue it."""
         node.signal(signal.SIGSTOP)
         time.sleep(3)
+        room.check_felt(int(RATE), "RabbitMQ was paused")
         node.signal(signal.SIGCONT)
         room.over()
 
@@ -91,23 +93,29 @@ class _Network(Scenario):
         self.harm(room, ways)
         room.over()
         room.ends(*buses, after=1.5)
+        self.look(room, buses)
 
     @abstractmethod
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Break the network, and mend it."""
 
+    def look(self, room: Room, buses: Sequence[BusProcess]) -> None:
+        """Hold what else must hold of the buses."""
+
     def slow(
         self,
         room: Room,
         ways: list[Proxy],
+        least: int,
         *,
         delay: float = 0.0,
         bytes_per_second: float | None = None,
     ) -> None:
-        """Have the network be slow for a while."""
+        """Have the network be slow for a while, so that `least` messages are held up."""
         for way in ways:
             way.delay, way.bytes_per_second = delay, bytes_per_second
         room.pause(3)
+        room.check_felt(least, "the network was slow")
         for way in ways:
             way.delay, way.bytes_per_second = 0.0, None
 
@@ -129,6 +137,16 @@ class NetworkCut(_Network):
             way.is_down = False
             room.pause(0.1, 0.5)
 
+    def look(self, room: Room, buses: Sequence[BusProcess]) -> None:
+        """Hold that connections had to be made anew."""
+        again = sum(
+            connection["reconnects"]
+            for bus in buses
+            for plugin in bus.status()["plugins"]
+            for connection in plugin["connections"]
+        )
+        room.check(again > 0, "no connection was cut")
+
 
 class NetworkDelayed(_Network):
     """Each chunk takes 150 ms."""
@@ -138,7 +156,8 @@ class NetworkDelayed(_Network):
 
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Delay everything for a while."""
-        self.slow(room, ways, delay=0.15)
+        # What was sent in the time of one of the ways alone is held up.
+        self.slow(room, ways, int(RATE * 0.15), delay=0.15)
 
 
 class NetworkHalved(_Network):
@@ -149,7 +168,8 @@ class NetworkHalved(_Network):
 
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Let half of it through for a while."""
-        self.slow(room, ways, bytes_per_second=120_000)
+        # Half of what was sent meanwhile, and with a third of it there is no doubt.
+        self.slow(room, ways, int(RATE * room.scale), bytes_per_second=120_000)
 
 
 class NetworkDeaf(_Network):
@@ -161,9 +181,15 @@ class NetworkDeaf(_Network):
 
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Let nothing come back on the connections that there are."""
-        room.notes.append(f"found out by heartbeats of {self.heartbeat} s")
         for way in ways:
             way.freeze(answers_only=True)
+        room.until(lambda: room.ledger.behind > RATE, "the reader's bus hears nothing")
+
+    def look(self, room: Room, buses: Sequence[BusProcess]) -> None:
+        """Hold that the buses have found out by themselves."""
+        for bus in buses:
+            room.check("heartbeats" in bus.log, "no heartbeat was missed")
+        room.notes.append(f"found out by heartbeats of {self.heartbeat} s")
 
 
 class BusOnRabbitKilled(Scenario):

@@ -41,7 +41,9 @@ class Soak(Scenario):
         room.settle()
         room.check_bus(bus)
         room.notes.append(f"{guests} subscribers came and went")
-        if early is not None:
+        if early is None:
+            room.broken.append("it was over before there was anything to compare with")
+        else:
             late.compare(early)
 
     def _visit(self, room: Room, bus: BusProcess) -> int:

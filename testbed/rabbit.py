@@ -89,7 +89,7 @@ class RabbitNode(Service):
             env=self.environment,
             text=True,
             capture_output=True,
-            timeout=60,
+            timeout=100,
             check=True,
         )
         return done.stdout

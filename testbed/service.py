@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Self
 
 #: Seconds in which a service has to answer, and in which it has to stop.
-START_SECS: Final = 60.0
+START_SECS: Final = 100.0
 STOP_SECS: Final = 30.0
 
 # Its input ends when whoever holds the other end does, in whatever way.

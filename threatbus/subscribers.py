@@ -294,9 +294,11 @@ class ForeignFeeder(StoppableWorker):
         self._outq.put_many([_END])
 
     def stop(self) -> None:
-        """Ask the feeder to end and wake it."""
+        """Ask the feeder to end and wake it. From now on it does not hold the process."""
         super().stop()
         self._outq.close()
+        # Not left to the thread, which may get no turn before the process ends.
+        _forget_at_exit(self._foreign)
 
     def _goes_on(self) -> bool:
         in_time = self._finish_by is None or time.monotonic() < self._finish_by

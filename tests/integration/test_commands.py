@@ -228,7 +228,7 @@ def test_what_a_plugin_leaves_running_does_not_hold_the_process(
     running = background(cwd=directory, PYTHONPATH=str(directory))
     running.says("running:")
     running.process.terminate()
-    assert running.process.wait(3) == 0
+    assert running.process.wait(SECONDS) == 0
     assert b"stubborn runs\n" in running.stdout
 
 
@@ -239,7 +239,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, background: Ba
     running.process.send_signal(signal.SIGTERM)
     running.says("SIGTERM: stopping")
     running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(2) == 128 + signal.SIGINT
+    assert running.process.wait(SECONDS) == 128 + signal.SIGINT
 
 
 def test_the_limit_of_open_files_is_raised(bus: BusProcess) -> None:
@@ -418,6 +418,14 @@ def test_a_tail_on_a_terminal_shows_a_line_per_message(
     assert "Traceback" not in screen.text
 
 
+def test_a_topic_that_nothing_begins_with_is_said_to_be_one(
+    bus: BusProcess, background: Background
+) -> None:
+    tail = background("tail", "--topic", "indicator", "--endpoint", bus.endpoint)
+    tail.says("nothing of the bus begins with 'indicator'; try stix2/indicator or stix2/sighting")
+    assert tail.end(signal.SIGINT) == 130
+
+
 def test_snapshot_requests_are_shown_to_people_only(
     bus: BusProcess, terminal: Terminals, background: Background
 ) -> None:
@@ -428,6 +436,7 @@ def test_snapshot_requests_are_shown_to_people_only(
     subscribed(bus, 3)
     run_command("publish", str(EXAMPLES / "indicator.json"), "--endpoint", bus.endpoint)
     assert json.loads(as_json.lines(1)[0])["type"] == "indicator"
+    assert as_json.stderr == "", "all of these topics exist"
     assert len(as_json.stdout.splitlines()) == 1
     screen.shows("indicators of the last 30 days")
     screen.shows("sightings of the last 30 days")

@@ -177,6 +177,8 @@ def _how_to_try(zmq: Any) -> list[str]:
     host = "127.0.0.1" if zmq.host in ("*", "0.0.0.0", "localhost") else zmq.host
     endpoint = Endpoint(host, zmq.manage)
     option = "" if endpoint == Endpoint("127.0.0.1", DEFAULT_PORT) else f" --endpoint {endpoint}"
+    if zmq.curve.secret_key:
+        option += " --key-file KEY"
     example = Path("examples/indicators.json")
     command = sys.argv[0] if Path(sys.argv[0]).name == "threatbus" else "threatbus"
     return [

@@ -32,6 +32,7 @@ whole         `read`: which plugins are configured, all of it checked, what plug
 
 from threatbus.config.check import check_section
 from threatbus.config.schema import (
+    FREE,
     ByteSize,
     CoreConfig,
     Host,
@@ -59,6 +60,7 @@ from threatbus.config.whole import Checked, PluginInfo, Section, read, read_core
 from threatbus.config.wording import describe, is_secret, nearest
 
 __all__ = [
+    "FREE",
     "PREFIX",
     "ByteSize",
     "Checked",

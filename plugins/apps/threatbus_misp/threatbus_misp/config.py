@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,6 +20,8 @@ from threatbus.config import (
     Text,
 )
 from threatbus.errors import ConfigError, InvalidConfig
+
+SECTION: Final = "plugins.apps.misp"
 
 Days = Annotated[float, msgspec.Meta(ge=0, description="a number of days, or 0")]
 ThreatLevel = Annotated[
@@ -121,11 +125,15 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
         """Check what belongs together; raises `InvalidConfig`."""
         errors = []
         for name, each in self.by_name.items():
-            path = "plugins.apps.misp" + (f".instances.{name}" if self.instances else "")
+            path = self.path_of(name)
             if each.kafka is not None and not each.kafka.topics:
                 errors.append(
                     ConfigError(f"{path}.kafka.topics", "empty", "topics that MISP writes")
                 )
+            if each.api.key and not _is_web_address(each.api.host):
+                # Which may hold a password, so it is not shown.
+                allowed = "http:// or https:// and the name of a host"
+                errors.append(ConfigError(f"{path}.api.host", "no address of the web", allowed))
             if isinstance(each.api.ssl, str) and not Path(each.api.ssl).exists():
                 allowed = "true, false, or a file (or directory) that is there"
                 errors.append(ConfigError(f"{path}.api.ssl", repr(each.api.ssl), allowed))
@@ -136,7 +144,36 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
         if errors:
             raise InvalidConfig(errors)
 
+    def path_of(self, name: str) -> str:
+        """Give the key of the section of an instance."""
+        return f"{SECTION}.instances.{name}" if self.instances else SECTION
+
+    def check_modules(self) -> None:
+        """Raise `InvalidConfig` where a section needs a Python module that is not installed."""
+        errors = []
+        for name, each in self.by_name.items():
+            for key, wanted, module, package in (
+                ("api.key", bool(each.api.key), "pymisp", "pymisp"),
+                ("kafka", each.kafka is not None, "confluent_kafka", "confluent-kafka"),
+            ):
+                if wanted and find_spec(module) is None:
+                    found = f"there, and the Python module {module} is not"
+                    allowed = f"left out, or the module installed: pip install {package}"
+                    errors.append(ConfigError(f"{self.path_of(name)}.{key}", found, allowed))
+        if errors:
+            raise InvalidConfig(errors)
+
     @property
     def by_name(self) -> dict[str, InstanceConfig]:
         """All instances; the old form with one has the name ``misp``."""
         return dict(self.instances) if self.instances else {"misp": self}
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        # Looked at for what it raises.
+        _ = url.port
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https") and bool(url.hostname) and text == text.strip()

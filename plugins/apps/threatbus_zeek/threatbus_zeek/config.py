@@ -104,11 +104,11 @@ def checked_url(url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigError(f"{SECTION}.websockets", repr(without_login(url)), allowed)
+        raise ConfigError(f"{SECTION}.websockets", repr(without_secrets(url)), allowed)
     path = parts.path if parts.path.strip("/") else WEBSOCKET_PATH
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def without_login(url: str) -> str:
-    """Give an address without the user and password that may stand in it, for messages."""
-    return re.sub(r"://[^/?#]*@", "://", url)
+def without_secrets(url: str) -> str:
+    """Give an address without user, password and query, in which a token may be: for messages."""
+    return re.sub(r"://[^/?#]*@", "://", url).partition("?")[0]

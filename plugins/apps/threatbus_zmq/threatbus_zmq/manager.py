@@ -182,7 +182,11 @@ class Manager:
             f", with a snapshot of {request.snapshot}" if request.snapshot else "",
         )
         pub_port, sub_port = self._ports
-        return mapping.encode_reply("success", topic=p2p, pub_port=pub_port, sub_port=sub_port)
+        fields: dict[str, object] = {"topic": p2p, "pub_port": pub_port, "sub_port": sub_port}
+        if peer.client is not None:
+            # What it publishes has no answer of its own.
+            fields["write"] = peer.client.writes
+        return mapping.encode_reply("success", **fields)
 
 
 def _listed(peer: Peer) -> str:
