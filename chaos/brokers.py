@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from chaos.room import RATE, Room
 from chaos.scenario import Scenario
@@ -19,16 +20,10 @@ class _OneBusToAnother(Scenario):
     def run(self, room: Room) -> None:
         """Let it flow, break the broker, let it flow again."""
         node = room.broker.node()
-        here = room.rabbit_bus("here", node.port)
-        there = room.rabbit_bus("there", node.port)
-        room.client_reader(there)
-        room.publisher(here)
+        buses = _here_and_there(room, node.port, node.port)
         room.pause(1)
         self.harm(room, node)
-        room.pause(1.5)
-        room.settle()
-        room.check_bus(here)
-        room.check_bus(there)
+        room.ends(*buses, after=1.5)
 
     @abstractmethod
     def harm(self, room: Room, node: RabbitNode) -> None:
@@ -93,27 +88,36 @@ class _Network(Scenario):
         """Let it flow, break the network, let it flow again."""
         node = room.broker.node()
         ways = [room.proxy(node.port) for _ in range(2)]
-        here, there = (
-            room.rabbit_bus(name, way.port, heartbeat=self.heartbeat)
-            for name, way in zip(("here", "there"), ways, strict=True)
-        )
-        room.client_reader(there)
-        room.publisher(here)
+        buses = _here_and_there(room, *(way.port for way in ways), heartbeat=self.heartbeat)
         room.pause(1)
         self.harm(room, ways)
         room.over()
-        room.pause(1.5)
-        room.settle()
-        self.look(room, [here, there])
+        room.ends(*buses, after=1.5)
+        self.look(room, buses)
 
     @abstractmethod
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Break the network, and mend it."""
 
-    def look(self, room: Room, buses: list[BusProcess]) -> None:
-        """Hold what must hold of the buses."""
-        for bus in buses:
-            room.check_bus(bus)
+    def look(self, room: Room, buses: Sequence[BusProcess]) -> None:
+        """Hold what else must hold of the buses."""
+
+    def slow(
+        self,
+        room: Room,
+        ways: list[Proxy],
+        least: int,
+        *,
+        delay: float = 0.0,
+        bytes_per_second: float | None = None,
+    ) -> None:
+        """Have the network be slow for a while, so that `least` messages are held up."""
+        for way in ways:
+            way.delay, way.bytes_per_second = delay, bytes_per_second
+        room.pause(3)
+        room.check_felt(least, "the network was slow")
+        for way in ways:
+            way.delay, way.bytes_per_second = 0.0, None
 
 
 class NetworkCut(_Network):
@@ -133,9 +137,8 @@ class NetworkCut(_Network):
             way.is_down = False
             room.pause(0.1, 0.5)
 
-    def look(self, room: Room, buses: list[BusProcess]) -> None:
+    def look(self, room: Room, buses: Sequence[BusProcess]) -> None:
         """Hold that connections had to be made anew."""
-        super().look(room, buses)
         again = sum(
             connection["reconnects"]
             for bus in buses
@@ -153,13 +156,8 @@ class NetworkDelayed(_Network):
 
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Delay everything for a while."""
-        for way in ways:
-            way.delay = 0.15
-        room.pause(3)
-        # What was sent in the time of one of the ways alone.
-        room.check_felt(int(RATE * 0.15), "the network was slow")
-        for way in ways:
-            way.delay = 0.0
+        # What was sent in the time of one of the ways alone is held up.
+        self.slow(room, ways, int(RATE * 0.15), delay=0.15)
 
 
 class NetworkHalved(_Network):
@@ -170,13 +168,8 @@ class NetworkHalved(_Network):
 
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Let half of it through for a while."""
-        for way in ways:
-            way.bytes_per_second = 120_000
-        room.pause(3)
         # Half of what was sent meanwhile, and with a third of it there is no doubt.
-        room.check_felt(int(RATE * room.scale), "the network was narrow")
-        for way in ways:
-            way.bytes_per_second = None
+        self.slow(room, ways, int(RATE * room.scale), bytes_per_second=120_000)
 
 
 class NetworkDeaf(_Network):
@@ -192,9 +185,8 @@ class NetworkDeaf(_Network):
             way.freeze(answers_only=True)
         room.until(lambda: room.ledger.behind > RATE, "the reader's bus hears nothing")
 
-    def look(self, room: Room, buses: list[BusProcess]) -> None:
+    def look(self, room: Room, buses: Sequence[BusProcess]) -> None:
         """Hold that the buses have found out by themselves."""
-        super().look(room, buses)
         for bus in buses:
             room.check("heartbeats" in bus.log, "no heartbeat was missed")
         room.notes.append(f"found out by heartbeats of {self.heartbeat} s")
@@ -210,10 +202,7 @@ class BusOnRabbitKilled(Scenario):
     def run(self, room: Room) -> None:
         """Kill the bus of the reader, again and again."""
         node = room.broker.node()
-        here = room.rabbit_bus("here", node.port)
-        there = room.rabbit_bus("there", node.port)
-        room.client_reader(there)
-        room.publisher(here)
+        here, there = _here_and_there(room, node.port, node.port)
         for _ in room.rounds(2):
             room.pause(0.3, 1.2)
             killed = time.monotonic()
@@ -225,10 +214,18 @@ class BusOnRabbitKilled(Scenario):
             # What waited in its queue goes through its memory first.
             room.over()
             room.until(lambda: room.ledger.recovery() is not None, "what waited has come")
-        room.pause(1)
-        room.settle()
-        room.check_bus(here)
-        room.check_bus(there)
+        room.ends(here, there)
+
+
+def _here_and_there(
+    room: Room, port_here: int, port_there: int, **section: int
+) -> tuple[BusProcess, BusProcess]:
+    """Start a bus with a publisher and one with a reader, and RabbitMQ between them."""
+    here = room.rabbit_bus("here", port_here, **section)
+    there = room.rabbit_bus("there", port_there, **section)
+    room.client_reader(there)
+    room.publisher(here)
+    return here, there
 
 
 SCENARIOS = (

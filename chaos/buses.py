@@ -57,9 +57,7 @@ class BusKilled(Scenario):
             room.ledger.exclude(killed - 0.5, time.monotonic() + 0.2)
         time.sleep(0.3)
         room.over()
-        room.pause(1)
-        room.settle()
-        room.check_bus(bus)
+        room.ends(bus)
 
 
 class DiskFull(Scenario):
@@ -131,9 +129,7 @@ class Descriptors(Scenario):
 
     def run(self, room: Room) -> None:
         """Take the rest of the descriptors away from a running bus, with traffic of all kinds."""
-        bus = room.bus()
-        room.client_reader(bus)
-        room.publisher(bus)
+        bus = room.bus_in_use()
         door = bus.doors.address("sub")
         exhausted = threading.Event()
 
@@ -157,9 +153,7 @@ class Descriptors(Scenario):
         resource.prlimit(bus.pid, resource.RLIMIT_NOFILE, (limit + 50, hard))
         room.over()
         room.until(lambda: bus.answers(1), "new connections are taken again")
-        room.pause(1)
-        room.settle()
-        room.check_bus(bus)
+        room.ends(bus)
 
 
 class ClockJumps(Scenario):
@@ -197,9 +191,7 @@ class ClockJumps(Scenario):
         room.check(0 <= started < 120, f"it says that it runs since {started} s")
         clock.write_text("+0")
         room.over()
-        room.pause(1)
-        room.settle()
-        room.check_bus(bus)
+        room.ends(bus)
         years = {line.time[:4] for line in _rejects(bus)}
         room.check(len(years) > 1, f"its clock has not jumped: {years}")
         room.check("has been away" not in bus.log, "a subscriber was taken for one who is away")

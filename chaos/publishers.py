@@ -64,9 +64,7 @@ class _Garbage(Scenario):
 
     def run(self, room: Room) -> None:
         """Let honest traffic flow beside the flood; ask for a heartbeat all the while."""
-        bus = room.bus()
-        room.client_reader(bus)
-        room.publisher(bus)
+        bus = room.bus_in_use()
         flood = Flood(bus.doors.address(self._door), self._kind, self._frames(room.dice))
         flood.start()
         room.stack.callback(flood.stop)
@@ -77,12 +75,10 @@ class _Garbage(Scenario):
             memory = max(memory, bus.resident_bytes())
         flood.stop()
         room.over()
-        room.pause(1)
-        room.settle()
+        room.ends(bus)
         room.check(flood.sent > 1000, f"the flood was none: {flood.sent}")
         self.look(room, bus)
         room.check(memory < 600 * 1024 * 1024, f"memory grew to {memory:,} bytes")
-        room.check_bus(bus)
 
     def look(self, room: Room, bus: BusProcess) -> None:
         """Hold what must hold of the bus besides."""

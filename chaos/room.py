@@ -85,6 +85,13 @@ class Room:
         """Start a bus; see `BusProcess`."""
         return self.stack.enter_context(BusProcess(**options))
 
+    def bus_in_use(self, rate: float = RATE, **options: Any) -> BusProcess:
+        """Start a bus with a publisher and a reader; see `BusProcess`."""
+        bus = self.bus(**options)
+        self.client_reader(bus)
+        self.publisher(bus, rate=rate)
+        return bus
+
     def rabbit_bus(self, node: str, port: int, **section: Any) -> BusProcess:
         """Start a bus on the RabbitMQ at `port`, with a queue of its own."""
         rabbitmq = {
@@ -172,6 +179,13 @@ class Room:
             reader.stop()
             if reader.failure is not None:
                 self.broken.append(f"{reader.sheet.reader} failed: {reader.failure!r}")
+
+    def ends(self, *buses: BusProcess, after: float = 1.0) -> None:
+        """Let things go on for `after` seconds, settle, and hold what must hold of the buses."""
+        self.pause(after)
+        self.settle()
+        for bus in buses:
+            self.check_bus(bus)
 
     def check(self, holds: bool, otherwise: str) -> None:
         """Note `otherwise` as broken unless something holds."""

@@ -28,9 +28,7 @@ class Soak(Scenario):
 
     def run(self, room: Room) -> None:
         """Let traffic flow at a rate that makes minutes into hours; measure twice."""
-        bus = room.bus(zmq={"grace": 2})
-        room.client_reader(bus)
-        room.publisher(bus, rate=FLOOD_RATE / 2)
+        bus = room.bus_in_use(rate=FLOOD_RATE / 2, zmq={"grace": 2})
         ends = time.monotonic() + SOAK_SECS * room.scale
         warm = time.monotonic() + SOAK_SECS * room.scale / 4
         early = None

@@ -31,9 +31,7 @@ class Stalls(Scenario):
         room.until(lambda: _waiting(bus.status()) > 1000, "messages wait for the one that stalls")
         stalling.resume()
         room.over()
-        room.pause(0.5)
-        room.settle()
-        room.check_bus(bus)
+        room.ends(bus, after=0.5)
 
 
 class Overflows(Scenario):
@@ -85,9 +83,7 @@ class Flaps(Scenario):
             room.pause(0.1, 0.4)
             way.cut()
         room.over()
-        room.pause(1)
-        room.settle()
-        room.check_bus(bus)
+        room.ends(bus)
 
 
 class Vanishes(Scenario):
@@ -98,9 +94,7 @@ class Vanishes(Scenario):
 
     def run(self, room: Room) -> None:
         """Subscribe many, connect half of them, and be gone."""
-        bus = room.bus(zmq={"grace": 1})
-        room.client_reader(bus)
-        room.publisher(bus)
+        bus = room.bus_in_use(zmq={"grace": 1})
         descriptors = bus.descriptors()
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         for topic in _subscribe(context, bus.doors.address("manage"), 200)[::2]:
@@ -125,9 +119,7 @@ class SubscribesAThousandTimes(Scenario):
 
     def run(self, room: Room) -> None:
         """Subscribe, let traffic flow, unsubscribe."""
-        bus = room.bus(zmq={"max_requests_per_second": 100_000})
-        room.client_reader(bus)
-        room.publisher(bus)
+        bus = room.bus_in_use(zmq={"max_requests_per_second": 100_000})
         with zmq.Context() as context:
             manage = bus.doors.address("manage")
             topics = _subscribe(context, manage, 1000)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
-from helpers.buses import Buses
+from helpers.buses import Buses, OpenApp
 from helpers.documents import encode, indicator, indicator_bytes
 from helpers.waiting import SOON, eventually
 
@@ -21,14 +22,15 @@ from threatbus.client import (
     Message,
     Sighting,
     SnapshotRequest,
+    background,
+    envelope,
     read,
     sighting,
 )
-from threatbus.client import app as app_module
 from threatbus.client import subscriber as subscriber_module
 from threatbus.data import MessageType
 from threatbus.errors import Overflow, Rejected
-from threatbus.queues import Bounds
+from threatbus.queues import Bounds, MessageQueue
 
 STIX = ["stix2/indicator", "stix2/sighting"]
 
@@ -99,6 +101,20 @@ def test_a_snapshot_request_is_answered_with_what_the_app_knows(start_bus: Buses
     assert requests[0].snapshot.days == 30
 
 
+def test_an_app_may_publish_an_envelope_by_itself(start_bus: Buses, open_app: OpenApp) -> None:
+    doors = Doors.free()
+    start_bus({"open": None, "zmq": doors.section})
+    asking = MessageQueue("asking")
+    snapshot_id = open_app.subscribe("stix2/indicator", asking, timedelta(days=1))
+    assert snapshot_id is not None
+    known = indicator_bytes(name="known")
+    request = SnapshotRequest(MessageType.INDICATOR, snapshot_id, timedelta(days=1))
+    with App(at(doors)) as app:
+        app.publish("threatbus/snapshotenvelope", envelope(request, known))
+        (message,) = asking.get_many(2, timeout=10)
+    assert (message.topic, message.data) == ("stix2/indicator", known)
+
+
 def test_an_app_may_start_before_its_bus(start_bus: Buses) -> None:
     doors = Doors.free()
     changes: list[str] = []
@@ -123,14 +139,16 @@ def test_an_app_knows_whether_its_bus_is_there(start_bus: Buses) -> None:
         subscribed(app)
         first.stop()
         eventually(lambda: not app.connected)
+        assert app.subscriptions == 1
         start_bus({"zmq": doors.section})
         subscribed(app)
+        assert app.subscriptions == 2
 
 
 def test_nothing_that_is_published_while_the_bus_is_away_is_lost(
     start_bus: Buses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "MAX_RETRY_SECS", 0.2)
+    monkeypatch.setattr(background, "MAX_RETRY_SECS", 0.2)
     doors = Doors.free()
     first = start_bus({"zmq": doors.section})
     with App(at(doors), [], timeout=0.5) as source:

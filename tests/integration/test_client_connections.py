@@ -15,6 +15,7 @@ import zmq
 from helpers.buses import Buses
 from helpers.documents import indicator_bytes
 from helpers.waiting import SOON, eventually, wait_for
+from zmq.auth.thread import ThreadAuthenticator
 
 from integration.cli_helpers import FakeBus, OldBus
 from testbed.ports import Doors, free_port
@@ -228,6 +229,75 @@ def test_a_subscription_that_the_bus_has_ended_is_made_again(
     assert old_bus.manage.actions.count("subscribe") == 2
     assert len(changes) == 1
     assert "subscribed again" in changes[0]
+
+
+def test_what_was_not_read_yet_is_kept_when_messages_come_from_another_port(
+    old_bus: OldBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriber_module, "HEARTBEAT_SECS", 0.05)
+    with Subscriber(at(old_bus.port), ["stix2/"]) as subscriber:
+
+        def delivered() -> list[Message]:
+            old_bus.deliver(b"{}")
+            return subscriber.receive(timeout=0.05)
+
+        assert eventually(delivered)
+        old_bus.deliver(unread := indicator_bytes())
+        old_bus.pub_port = old_bus.pub.bind_to_random_port("tcp://127.0.0.1")
+        old_bus.forget()
+        # Reads nothing, as an app does that has no room.
+        while subscriber.subscriptions < 2:
+            subscriber.keep_up(0.05)
+        while received(subscriber, 1)[-1].data != unread:
+            pass
+        assert eventually(delivered)[0].data == b"{}"
+
+
+def test_a_sub_that_was_refused_for_good_is_replaced_and_told_of_while_heartbeats_succeed(
+    old_bus: OldBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriber_module, "HEARTBEAT_SECS", 0.05)
+    document = indicator_bytes()
+    changes: list[str] = []
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    # Lets nobody in, which ends the SUB for good, while heartbeats succeed.
+    doorkeeper = ThreadAuthenticator(context)
+    doorkeeper.start()
+    doorkeeper.deny("127.0.0.1")
+    refusing = context.socket(zmq.XPUB)
+    refusing.zap_domain = b"refusing"
+    old_bus.pub_port = refusing.bind_to_random_port("tcp://127.0.0.1")
+    with Subscriber(
+        at(old_bus.port), ["stix2/indicator"], timeout=SHORT, on_change=changes.append
+    ) as subscriber:
+        eventually(lambda: not subscriber.receive(timeout=0.05) and changes)
+        doorkeeper.stop()
+        context.destroy(linger=0)
+        old_bus.pub.bind(f"tcp://127.0.0.1:{old_bus.pub_port}")
+
+        def delivered() -> list[Message]:
+            old_bus.deliver(document)
+            return subscriber.receive(timeout=0.05)
+
+        assert eventually(delivered)[0].data == document
+        eventually(lambda: subscriber.receive(timeout=0.05) is not None and len(changes) > 1)
+    assert old_bus.manage.actions.count("subscribe") == 1
+    assert f"its port for messages, {old_bus.pub_port}, does not let this client in" in changes[0]
+    assert changes[1:] == [f"tcp://127.0.0.1:{old_bus.port} answers again"]
+
+
+def test_a_port_for_messages_that_cannot_be_reached_is_told_of(
+    old_bus: OldBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriber_module, "HEARTBEAT_SECS", 0.05)
+    changes: list[str] = []
+    old_bus.pub_port = closed = free_port()
+    with Subscriber(
+        at(old_bus.port), ["stix2/"], timeout=SHORT, on_change=changes.append
+    ) as subscriber:
+        eventually(lambda: not subscriber.receive(timeout=0.05) and changes)
+        assert not subscriber.stands
+    assert f"its port for messages, {closed}, does not" in changes[0]
 
 
 def test_a_subscriber_notices_a_restart_of_the_bus_by_the_broken_connection(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -40,7 +41,7 @@ def test_the_app_in_the_documentation_reports_what_it_sees(
     script.write_text(code)
     doors = Doors.free()
     start_bus({"zmq": doors.section})
-    known = indicator("[domain-name:value = 'bad.example']")
+    known = indicator("[domain-name:value = 'bad.example.com']")
     others = [indicator(), {**indicator("[url:value = 'x.example']"), "revoked": True}]
     endpoint = Endpoint("127.0.0.1", doors.manage)
     with App(
@@ -57,7 +58,13 @@ def test_the_app_in_the_documentation_reports_what_it_sees(
             assert isinstance(found, Sighting)
             assert found.sighting_of_ref == known["id"]
             assert process.stdout is not None
-            assert process.stdout.readline() == b"seen: bad.example\n"
+            assert process.stdout.readline() == b"seen: bad.example.com\n"
+            examples = DOCS.parent / "examples" / "indicators.json"
+            for each in json.loads(examples.read_bytes())["objects"]:
+                if each["type"] == "indicator":
+                    platform.publish_indicator(encode(each))
+            assert "It says `seen: login.example.com`" in (DOCS / "writing-an-app.md").read_text()
+            assert process.stdout.readline() == b"seen: login.example.com\n"
         finally:
             process.kill()
             process.communicate()

@@ -9,7 +9,8 @@ import threading
 import pytest
 from helpers.waiting import eventually
 
-from threatbus.client import Endpoint, Undelivered
+from threatbus.client import Endpoint, Undelivered, background
+from threatbus.client.background import Teller
 from threatbus.client.connection import Connections, Deadline, Manage, Reply
 from threatbus.errors import ThreatBusError
 
@@ -130,3 +131,14 @@ def test_importing_the_client_and_the_commands_loads_no_heavy_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=10
     )
     assert found.stdout.strip() == "[]"
+
+
+def test_what_two_threads_find_out_at_once_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    teller = Teller(told.append)
+    for line in ("gone", "gone", "back", "gone"):
+        teller(line)
+    assert told == ["gone", "back", "gone"]
+    monkeypatch.setattr(background, "TOLD_SECS", 0.0)
+    teller("gone")
+    assert told[3:] == ["gone"]

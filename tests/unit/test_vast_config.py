@@ -13,6 +13,7 @@ from vast_threatbus.config import MetricsConfig, VastConfig, read
 
 from threatbus.client import Endpoint
 from threatbus.config import LoggingConfig, check_section, yaml12
+from threatbus.errors import InvalidConfig
 from threatbus.keyfiles import ClientKeys, client_file
 
 HERE: Final = Path(__file__).parents[2] / "apps" / "vast"
@@ -81,6 +82,19 @@ def test_keys_are_for_the_bus_alone(tmp_path: Path) -> None:
     assert "cannot be read" in errors(key_file=str(tmp_path / "none"))["key_file"]
 
 
+def test_everything_that_is_wrong_with_a_file_is_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("vast: a:b:c\nsnapshot: -1\nmetrics: {interval: x}\nsink: a 'b\n")
+    with pytest.raises(InvalidConfig) as caught:
+        read(str(path))
+    assert [error.key for error in caught.value.errors] == [
+        "snapshot",
+        "metrics.interval",
+        "vast",
+        "sink",
+    ]
+
+
 def test_everything_that_is_wrong_is_said_at_once() -> None:
     found = errors(vast="a:b:c", threatbus="", live_match=False, retro_match=False)
     assert "threatbus" in found
@@ -90,6 +104,10 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     assert set(found) == {"vast", "transform_context"}
     assert "quoted as for a shell" in found["transform_context"]
     assert "must be true" in errors(live_match=False, retro_match=False)["retro_match"]
+
+
+def test_who_asks_for_no_snapshot_cannot_forget_what_none_names() -> None:
+    assert "snapshot is 0" in errors(snapshot=0, forget_unnamed_after=1)["forget_unnamed_after"]
 
 
 def test_a_key_with_a_typo_is_named_with_the_nearest_one() -> None:

@@ -45,6 +45,7 @@ def view(pattern: str, **more: object) -> Indicator:
         ("[ipv6-addr:value = '2001:0DB8::0017']", "2001:db8::17", False),
         ("[ipv6-addr:value = '::ffff:198.51.100.17']", "198.51.100.17", False),
         ("[url:value = 'http://Example.com/A?b=\\'c\\'']", "http://example.com/a?b='c'", True),
+        ("[url:value = 'http://ΟΔΟΣ.example/İ']", "http://οδοσ.example/i", True),
         ("[email-addr:value = 'M@example.com']", "m@example.com", False),
         (f"[file:hashes.'SHA-256' = '{SHA256}']", SHA256.lower(), False),
         ("[file:hashes.MD5 = '0011223344556677AABBCCDD']", "0011223344556677aabbccdd", False),

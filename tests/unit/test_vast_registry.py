@@ -70,7 +70,7 @@ def test_more_than_the_limit_are_left_out() -> None:
     registry = Registry(1)
     first = domain("a.example")
     registry.learn(first)
-    assert registry.learn(domain("b.example")) == (Change.LEFT_OUT, set())
+    assert registry.learn(domain("b.example")) == (Change.TOO_MANY, set())
     first.pattern = "[domain-name:value = 'c.example']"
     assert registry.learn(first)[0] is Change.NEW
 
@@ -82,7 +82,6 @@ def test_an_indicator_expires_at_its_time_and_not_before() -> None:
     assert registry.current("a.example", NOW) == [(first.id, registry.known([first.id])[first.id])]
     assert registry.current("a.example", NOW + timedelta(seconds=61)) == []
     assert registry.expire(NOW + timedelta(seconds=61)) == {"a.example"}
-    assert registry.next_expiry() is None
 
 
 def test_an_indicator_that_was_prolonged_stays() -> None:
@@ -102,6 +101,39 @@ def test_an_indicator_that_is_prolonged_for_ever_takes_no_memory_for_it() -> Non
         first.valid_until = NOW + timedelta(seconds=60 + seconds)
         registry.learn(first)
     assert len(registry._expiries) <= SLACK + 2
+
+
+def test_what_was_doubted_and_is_not_named_again_is_forgotten_in_time_and_nothing_else() -> None:
+    registry = Registry(10)
+    unnamed, named, later = domain("a.example"), domain("b.example"), domain("c.example")
+    registry.learn(unnamed)
+    registry.learn(named)
+    registry.doubt(NOW + timedelta(days=1))
+    registry.learn(named)
+    registry.learn(later)
+    assert registry.forget_doubted(NOW + timedelta(hours=23)) == (0, set())
+    assert registry.forget_doubted(NOW + timedelta(hours=25)) == (1, {"a.example"})
+    assert sorted(registry.keys()) == ["b.example", "c.example"]
+    assert registry.forget_doubted(NOW + timedelta(days=9)) == (0, set())
+
+
+def test_each_doubt_has_its_own_time() -> None:
+    registry = Registry(10)
+    for days, name in enumerate(("a.example", "b.example", "c.example"), start=1):
+        registry.learn(domain(name))
+        registry.doubt(NOW + timedelta(days=days))
+    assert registry.forget_doubted(NOW + timedelta(days=1)) == (1, {"a.example"})
+    assert registry.forget_doubted(NOW + timedelta(days=5)) == (2, {"b.example", "c.example"})
+
+
+def test_a_bus_that_comes_and_goes_makes_no_list_of_it() -> None:
+    registry = Registry(10)
+    registry.learn(domain("a.example"))
+    for second in range(600):
+        registry.doubt(NOW + timedelta(seconds=second))
+    assert len(registry._doubted) == 10
+    registry.learn(domain("b.example"))
+    assert registry.forget_doubted(NOW + timedelta(days=1)) == (1, {"a.example"})
 
 
 def test_an_indicator_waits_for_its_query_once() -> None:

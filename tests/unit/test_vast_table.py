@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -160,22 +159,6 @@ def test_what_comes_back_at_once_stays(keeper: Keeper) -> None:
         first.revoked = False
         keeper.learn(first)
     keeper.holds("a.example")
-
-
-def test_what_expires_is_taken_out_at_its_time(keeper: Keeper) -> None:
-    until = datetime.now(UTC) + timedelta(seconds=0.5)
-    keeper.learn(domain("a.example", valid_until=until.isoformat()[:23] + "Z"), domain("b.example"))
-    keeper.holds("b.example")
-    assert datetime.now(UTC) >= until - timedelta(milliseconds=1)
-
-
-def test_an_expiry_that_comes_earlier_than_before_is_kept(keeper: Keeper) -> None:
-    first = domain("a.example", valid_until="2999-01-01T00:00:00Z")
-    keeper.learn(first)
-    keeper.holds("a.example")
-    first.valid_until = datetime.now(UTC) + timedelta(seconds=0.2)
-    keeper.learn(first)
-    keeper.holds()
 
 
 def test_a_node_that_was_away_gets_all_of_it(

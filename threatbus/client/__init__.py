@@ -20,9 +20,11 @@ The rooms; each imports only from those above it:
 endpoint      where the bus is, and by which keys it is spoken to
 silence       why nothing answers there
 connection    sockets, requests and replies, sessions, deadlines
+inlet         the socket from which messages come
 subscriber    receiving
 publisher     publishing
 documents     typed views of what came, bytes of what leaves
+background    the threads of an app
 app           both, in the background
 ============  ================================================
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
@@ -72,6 +73,20 @@ class Connections:
 
     def open(self, kind: int, port: int | None = None, **options: int) -> zmq.Socket[bytes]:
         """Open a socket to `port` of the host; `options` by their ZeroMQ names."""
+        socket = self._prepared(kind, options)
+        socket.connect(self.endpoint.address(port))
+        return socket
+
+    def open_watched(
+        self, kind: int, port: int, events: int, **options: int
+    ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        """Open a socket, and a monitor that tells of `events`, also of the very first."""
+        socket = self._prepared(kind, options)
+        monitor: zmq.Socket[bytes] = socket.get_monitor_socket(events)
+        socket.connect(self.endpoint.address(port))
+        return socket, monitor
+
+    def _prepared(self, kind: int, options: Mapping[str, int]) -> zmq.Socket[bytes]:
         import zmq  # noqa: PLC0415
 
         socket = self._context.socket(kind)
@@ -79,7 +94,6 @@ class Connections:
         for name, value in options.items():
             socket.setsockopt(getattr(zmq, name), value)
         self.endpoint.secure(socket)
-        socket.connect(self.endpoint.address(port))
         return socket
 
     def close(self, linger_secs: float = 0.0) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from threatbus.client.connection import (
     DEFAULT_TIMEOUT_SECS,
@@ -17,7 +16,8 @@ from threatbus.client.connection import (
     explain_refusal,
 )
 from threatbus.client.endpoint import Endpoint
-from threatbus.client.silence import event_of, refusal
+from threatbus.client.inlet import Inlet
+from threatbus.client.silence import refusal
 from threatbus.errors import BusUnreachable
 from threatbus.messages import (
     INDICATOR,
@@ -27,9 +27,6 @@ from threatbus.messages import (
     Message,
 )
 from threatbus.workers import Backoff
-
-if TYPE_CHECKING:
-    import zmq
 
 #: Seconds between two signs of life of a subscriber.
 HEARTBEAT_SECS: Final = 5.0
@@ -73,12 +70,13 @@ class Subscriber(Session):
         """
         self._endpoint = endpoint
         self._timeout = timeout
-        self._read_ahead = read_ahead
         self._on_change = on_change
         # Threat Bus 2022.5.16 knows whole days only.
-        days = int(snapshot) if snapshot == int(snapshot) else snapshot
+        days = int(snapshot) if float(snapshot).is_integer() else snapshot
         self._wish: dict[str, Any] = {"snapshot": days} | ({"name": name} if name else {})
         self._topics = list(topics)
+        #: How often the bus has granted a subscription.
+        self.subscriptions = 0
         # What the bus knows of this subscriber; None while it knows nothing.
         self._p2p: str | None = None
         # When to do what comes next: a request, or giving up the one that is under way.
@@ -90,14 +88,7 @@ class Subscriber(Session):
         self._backoff = Backoff(0.1, MAX_RETRY_SECS)
         self._connections = Connections(endpoint)
         self._manage = Manage(self._connections)
-        # Where frames come from, what tells of its connection, and the port it is connected to.
-        self._sub: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
-        self._pub_port = 0
-        # Whether ZeroMQ has given up the connection of the SUB, since the bus refused its key.
-        self._sub_is_dead = False
-        # What was read from a SUB that had to be closed.
-        self._left_over: list[Message] = []
+        self._inlet = Inlet(self._connections, read_ahead)
         try:
             self._connect(self._manage.subscribe(timeout, self._topics, **self._wish))
         except BaseException:
@@ -117,7 +108,7 @@ class Subscriber(Session):
         deadline = Deadline(timeout)
         while True:
             self._keep_up()
-            messages = self._take()
+            messages = [self._message(frame) for frame in self._inlet.take(BATCH)]
             if messages or deadline.over or self._wait(deadline, watch):
                 return messages
 
@@ -137,22 +128,10 @@ class Subscriber(Session):
             if p2p is not None and not self._told:
                 self._manage.unsubscribe(p2p)
         finally:
-            self._close_sub()
+            self._inlet.close()
             self._connections.close()
 
     # Messages.
-
-    def _take(self) -> list[Message]:
-        import zmq  # noqa: PLC0415
-
-        messages, self._left_over = self._left_over, []
-        if self._sub is None:
-            return messages
-        recv = self._sub.recv
-        with contextlib.suppress(zmq.Again):
-            while len(messages) < BATCH:
-                messages.append(self._message(recv(zmq.NOBLOCK)))
-        return messages
 
     def _message(self, frame: bytes) -> Message:
         head, _, data = frame.partition(b" ")
@@ -165,7 +144,8 @@ class Subscriber(Session):
         import zmq  # noqa: PLC0415
 
         poller = zmq.Poller()
-        for socket in (self._manage.socket, self._sub if reading else None, self._monitor):
+        inlet = self._inlet
+        for socket in (self._manage.socket, inlet.socket if reading else None, inlet.monitor):
             if socket is not None:
                 poller.register(socket, zmq.POLLIN)
         if watch is not None:
@@ -175,7 +155,7 @@ class Subscriber(Session):
         if remaining is not None:
             seconds = min(seconds, remaining)
         ready = dict(poller.poll(int(seconds * 1000) + 1))
-        if self._monitor in ready:
+        if inlet.monitor in ready and inlet.notice():
             self._on_connection_change()
         return watch in ready
 
@@ -183,29 +163,13 @@ class Subscriber(Session):
 
     def _connect(self, reply: Reply) -> None:
         """Receive under the P2P topic that the bus has given."""
-        import zmq  # noqa: PLC0415
-
-        if self._sub is not None and (reply.pub_port != self._pub_port or self._sub_is_dead):
-            while messages := self._take():
-                self._left_over = [*messages, *self._left_over]
-            self._close_sub()
-        if self._sub is None:
-            self._sub = self._connections.open(zmq.SUB, reply.pub_port, RCVHWM=self._read_ahead)
-            refused = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-            changes = zmq.Event.CONNECTED | zmq.Event.DISCONNECTED | refused
-            self._monitor = self._sub.get_monitor_socket(changes)
-            self._pub_port = reply.pub_port
-            self._sub_is_dead = False
+        if reply.pub_port != self._inlet.port or self._inlet.refused:
+            self._inlet.open(reply.pub_port)
         # The earlier topic stays, for what is still on its way.
-        self._sub.subscribe(reply.topic)
+        self._inlet.listen(reply.topic)
+        self.subscriptions += 1
         self._p2p = reply.topic
         self._answered()
-
-    def _close_sub(self) -> None:
-        if self._sub is not None and not self._sub.closed:
-            self._sub.disable_monitor()
-            self._sub.close(0)
-        self._sub = self._monitor = None
 
     def _keep_up(self) -> None:
         """Do what is due: show a sign of life, subscribe again, give up a request."""
@@ -235,14 +199,12 @@ class Subscriber(Session):
 
     def _on_reply(self, reply: Reply) -> None:
         if self._p2p is not None:
-            if not reply.success or self._sub_is_dead:
+            if reply.success:
+                self._on_sign_of_life(self._p2p)
+            else:
                 # The bus is another one than before, or it has ended the subscription.
                 self._p2p = None
                 self._request()
-            else:
-                if self._told:
-                    self._on_change(f"{self._endpoint} answers again")
-                self._answered()
         elif reply.grants_subscription:
             self._connect(reply)
             self._on_change(
@@ -251,6 +213,20 @@ class Subscriber(Session):
             )
         else:
             self._failed(explain_refusal(self._endpoint, reply))
+
+    def _on_sign_of_life(self, p2p: str) -> None:
+        """The bus knows this subscriber; see whether messages can come, too."""
+        inlet = self._inlet
+        if inlet.down_secs < self._timeout and not inlet.refused:
+            if self._told:
+                self._on_change(f"{self._endpoint} answers again")
+            self._answered()
+            return
+        what = "does not let this client in" if inlet.refused else "does not"
+        self._failed(f"{self._endpoint} answers, but its port for messages, {inlet.port}, {what}")
+        if inlet.refused:
+            inlet.open(inlet.port)
+            inlet.listen(p2p)
 
     def _answered(self) -> None:
         self._told = self._refusal = ""
@@ -265,12 +241,10 @@ class Subscriber(Session):
 
     def _on_connection_change(self) -> None:
         """Ask at once how things stand when the connection has broken or is back."""
-        import zmq  # noqa: PLC0415
-
-        while self._monitor is not None and self._monitor.poll(0):
-            if event_of(self._monitor) not in (zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED):
-                self._sub_is_dead = True
         if self._manage.waiting:
+            if self._p2p is None:
+                # Asked twice, the bus would give two subscriptions.
+                return
             # The request may have gone down with the connection.
             self._manage.give_up()
         self._due = 0.0

@@ -66,8 +66,8 @@ class Partial:
         return not any(is_wrong(value) for value in self._settings.values())
 
     def broken_rules(self, path: str) -> Iterator[ConfigError]:
-        """Try every rule of the section at `path`."""
-        for name in dir(self._schema):
+        """Try every rule of the section at `path`, in the order in which they are written."""
+        for name in (name for kind in reversed(self._schema.__mro__) for name in vars(kind)):
             if getattr(getattr(self._schema, name), _MARK, False):
                 yield from errors_of(getattr(self, name), path)
 

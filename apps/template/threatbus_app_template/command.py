@@ -7,10 +7,11 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
+from threatbus.cli.options import days
 from threatbus.client import DEFAULT_ENDPOINT, App, Endpoint, Indicator, Message, read
 from threatbus.errors import Overflow, Rejected
 from threatbus_app_template.mapping import to_sighting, value_of
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run until standard input ends, or SIGTERM or Ctrl-C does it."""
     parser = argparse.ArgumentParser(description="Looks for indicators in standard input.")
     parser.add_argument("--endpoint", type=Endpoint.parse, default=DEFAULT_ENDPOINT)
-    parser.add_argument("--snapshot", type=float, default=30, metavar="DAYS")
+    parser.add_argument("--snapshot", type=days, default=30, metavar="DAYS")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     signal.signal(signal.SIGTERM, _leave)
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         listening.start()
         try:
-            watch(sys.stdin, tool, app)
+            watch(lines_of(sys.stdin.buffer), tool, app)
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
     return 0
@@ -70,6 +71,11 @@ def learn(indicator: Indicator, tool: Tool) -> None:
     else:
         tool.watch(value, indicator.id)
         logger.info("%s is looked for", indicator.id)
+
+
+def lines_of(stream: BinaryIO) -> Iterator[str]:
+    """Give the lines of a log, in which a stranger may have written bytes that are no text."""
+    return (line.decode(errors="replace") for line in stream)
 
 
 def watch(lines: Iterable[str], tool: Tool, app: App) -> None:

@@ -60,7 +60,9 @@ class VastConfig(msgspec.Struct, frozen=True, kw_only=True):
     key_file: Text | None = None
     """The client's keys for a bus that asks for them, as `threatbus keys client` makes them."""
     snapshot: Days = 30.0
-    """Days of indicators to ask for at the start; 0: none."""
+    """Days of indicators to ask for with each subscription; 0: none."""
+    forget_unnamed_after: Days = 0.0
+    """Days that an indicator from before the bus was away stays unnamed; 0: for ever."""
     logging: LoggingConfig = LoggingConfig()
     live_match: bool = True
     """Whether events are matched as they are imported."""
@@ -122,6 +124,13 @@ class VastConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Raise `ConfigError` for a wrapper with nothing to do."""
         if not (self.live_match or self.retro_match):
             raise ConfigError("retro_match", "false, as is live_match", "true, or live_match is")
+
+    @rule
+    def forgetting_needs_a_snapshot(self) -> None:
+        """Raise `ConfigError` for one that would forget what nobody has a chance to name."""
+        if self.forget_unnamed_after and not self.snapshot:
+            what = "0, or snapshot is not"
+            raise ConfigError("forget_unnamed_after", "set, but snapshot is 0", what)
 
     @rule
     def program_is_installed(self) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 Counted = Literal[
     "indicators_left_out",
+    "indicators_forgotten",
     "table_writes",
     "live_hits",
     "live_restarts",

@@ -62,12 +62,20 @@ def watched(indicator: Indicator) -> Watched | None:
         address = _canonical_address(value)
         return None if address is None else Watched(address, value, exact=False)
     if path == "domain-name:value":
-        return Watched(value.lower().rstrip(".") or value, value, exact=False)
+        return Watched(_lower(value).rstrip(".") or value, value, exact=False)
     if path == "url:value":
-        return Watched(value.lower(), value, exact=True)
+        return Watched(_lower(value), value, exact=True)
     if path in ("email-addr:value", "mac-addr:value") or _HASH.fullmatch(path):
-        return Watched(value.lower(), value, exact=False)
+        return Watched(_lower(value), value, exact=False)
     return None
+
+
+def _lower(text: str) -> str:
+    """Give a text in lower case as the node does: each character by itself, and as one character.
+
+    Python looks at the neighbours of a Greek sigma, and makes two characters of a dotted I.
+    """
+    return text.lower() if text.isascii() else "".join(each.lower()[0] for each in text)
 
 
 def _canonical_address(value: str) -> str | None:

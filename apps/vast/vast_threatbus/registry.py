@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import heapq
 import threading
+from collections import deque
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from threatbus.client import Indicator
 from vast_threatbus.mapping import Watched, watched
 
 #: Entries that the list of expiries may have beyond what is current before it is cleaned.
 SLACK: Final = 1000
+#: What is doubted within so many seconds is forgotten together.
+DOUBT_SECS: Final = 60.0
 
 
 class Change(Enum):
@@ -26,7 +29,16 @@ class Change(Enum):
     GONE = "gone"
     """It was looked for, and is no longer."""
     LEFT_OUT = "left out"
-    """It cannot be looked for: of a kind that a lookup does not find, or one too many."""
+    """It cannot be looked for: it is of a kind that a lookup does not find."""
+    TOO_MANY = "too many"
+    """It is not looked for, as there are as many as may be kept."""
+
+
+class _Known(NamedTuple):
+    wanted: Watched
+    until: datetime | None
+    # How often the registry had been doubted when the bus last named it.
+    doubts: int
 
 
 class Registry:
@@ -36,11 +48,14 @@ class Registry:
         self._limit = limit
         # Guards everything below.
         self._lock = threading.Lock()
-        self._by_id: dict[str, tuple[Watched, datetime | None]] = {}
+        self._by_id: dict[str, _Known] = {}
         # The same by key: several indicators may name one value.
         self._by_key: dict[str, dict[str, None]] = {}
         # When which indicator expires, the next one first; entries may be out of date.
         self._expiries: list[tuple[datetime, str]] = []
+        # How often it was doubted; until when what was known at which doubt may stay unnamed.
+        self._doubts = 0
+        self._doubted: deque[tuple[datetime, int]] = deque()
 
     def learn(self, indicator: Indicator) -> tuple[Change, set[str]]:
         """Take in what the bus says; gives also the keys whose indicators are others now."""
@@ -52,10 +67,10 @@ class Registry:
                 gone = before is not None or indicator.is_withdrawn()
                 return (Change.GONE if gone else Change.LEFT_OUT), keys
             if before is None and len(self._by_id) >= self._limit:
-                return Change.LEFT_OUT, set()
-            unchanged = before is not None and before[0] == wanted
+                return Change.TOO_MANY, set()
+            unchanged = before is not None and before.wanted == wanted
             keys = set() if unchanged else self._forget(indicator.id) | {wanted.key}
-            self._by_id[indicator.id] = (wanted, indicator.valid_until)
+            self._by_id[indicator.id] = _Known(wanted, indicator.valid_until, self._doubts)
             self._by_key.setdefault(wanted.key, {})[indicator.id] = None
             if indicator.valid_until is not None:
                 self._note_expiry(indicator.valid_until, indicator.id)
@@ -67,14 +82,33 @@ class Registry:
         with self._lock:
             while self._expiries and self._expiries[0][0] <= now:
                 moment, indicator_id = heapq.heappop(self._expiries)
-                if self._by_id.get(indicator_id, (None, None))[1] == moment:
+                known = self._by_id.get(indicator_id)
+                if known is not None and known.until == moment:
                     keys |= self._forget(indicator_id)
         return keys
 
-    def next_expiry(self) -> datetime | None:
-        """Give the moment at which `expire` may have something to do."""
+    def doubt(self, until: datetime) -> None:
+        """Have `forget_doubted` forget at `until` what is known now, unless it is named again."""
         with self._lock:
-            return self._expiries[0][0] if self._expiries else None
+            newest = self._doubted[-1][0] if self._doubted else None
+            if newest is not None and until - newest < timedelta(seconds=DOUBT_SECS):
+                # A bus that comes and goes makes no more of them than that.
+                until = self._doubted.pop()[0]
+            self._doubted.append((until, self._doubts))
+            self._doubts += 1
+
+    def forget_doubted(self, now: datetime) -> tuple[int, set[str]]:
+        """Forget what was doubted and not named until `now`; gives how many, and their keys."""
+        keys: set[str] = set()
+        forgotten = 0
+        with self._lock:
+            while self._doubted and self._doubted[0][0] <= now:
+                _, doubt = self._doubted.popleft()
+                unnamed = [each for each, known in self._by_id.items() if known.doubts <= doubt]
+                forgotten += len(unnamed)
+                for each in unnamed:
+                    keys |= self._forget(each)
+        return forgotten, keys
 
     def ids(self, key: str) -> list[str]:
         """Give the indicators that name what `key` stands for."""
@@ -85,8 +119,12 @@ class Registry:
         """Give the indicators with that key that have not expired at `now`, and their values."""
         now = now or datetime.now(UTC)
         with self._lock:
-            found = [(each, *self._by_id[each]) for each in self._by_key.get(key, ())]
-        return [(each, wanted) for each, wanted, until in found if until is None or until > now]
+            found = [(each, self._by_id[each]) for each in self._by_key.get(key, ())]
+        return [
+            (each, known.wanted)
+            for each, known in found
+            if known.until is None or known.until > now
+        ]
 
     def keys(self) -> list[str]:
         """Give all keys."""
@@ -96,7 +134,7 @@ class Registry:
     def known(self, ids: Iterable[str]) -> dict[str, Watched]:
         """Give those of the indicators that are current."""
         with self._lock:
-            return {each: self._by_id[each][0] for each in ids if each in self._by_id}
+            return {each: self._by_id[each].wanted for each in ids if each in self._by_id}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -107,7 +145,7 @@ class Registry:
         before = self._by_id.pop(indicator_id, None)
         if before is None:
             return set()
-        key = before[0].key
+        key = before.wanted.key
         ids = self._by_key[key]
         del ids[indicator_id]
         if not ids:
@@ -119,6 +157,8 @@ class Registry:
         if len(self._expiries) > 2 * len(self._by_id) + SLACK:
             # Most of them are of indicators that were prolonged or are gone.
             self._expiries = [
-                (until, each) for each, (_, until) in self._by_id.items() if until is not None
+                (known.until, each)
+                for each, known in self._by_id.items()
+                if known.until is not None
             ]
             heapq.heapify(self._expiries)

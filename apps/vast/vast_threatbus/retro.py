@@ -22,7 +22,7 @@ from vast_threatbus.table import MAX_RETRY_SECS, make_empty
 logger = logging.getLogger("threatbus.vast.retro")
 
 #: Indicators that one query looks for at most: the stored events are read once for all of them.
-BATCH: Final = 1000
+BATCH: Final = 10_000
 #: Queries that run at once at most, whatever is configured: each reads all that is stored.
 MAX_QUERIES: Final = 8
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 from itertools import chain
 from typing import Final
 
@@ -34,9 +33,9 @@ class LookupTable(StoppableWorker):
     Whoever changes the registry says so by `changed`. At the start, and whenever the node was
     away, the table is emptied and written anew: what is in it is what this wrapper knows.
 
-    Blocks in a wait that `changed`, `write_anew` and `stop` end and that lasts until the next
-    indicator expires, in pipelines, which the closing of the engine ends, and between two
-    attempts in a wait that `stop` ends. Ends when `stop` was called.
+    Blocks in a wait that `changed`, `write_anew` and `stop` end, in pipelines, which the closing
+    of the engine ends, and between two attempts in a wait that `stop` ends. Ends when `stop` was
+    called.
     """
 
     def __init__(self, engine: Engine, registry: Registry, counters: Counters, name: str) -> None:
@@ -62,7 +61,7 @@ class LookupTable(StoppableWorker):
         self._lost = False
 
     def changed(self, keys: Iterable[str]) -> None:
-        """Take note of keys whose indicators are others now, or that one expires earlier."""
+        """Take note of keys whose indicators are others now."""
         with self._lock:
             self._changed.update(keys)
         self._work.set()
@@ -92,27 +91,14 @@ class LookupTable(StoppableWorker):
         self.write_anew()
         while self._running():
             if not self._unknown:
-                self._work.wait(self._until_expiry())
+                self._work.wait()
             self._work.clear()
-            self._expire()
             try:
                 self._write()
             except EngineClosed:
                 return
             except EngineError as error:
                 self._failed(error)
-
-    def _expire(self) -> None:
-        keys = self._registry.expire(datetime.now(UTC))
-        with self._lock:
-            self._changed |= keys
-
-    def _until_expiry(self) -> float | None:
-        moment = self._registry.next_expiry()
-        if moment is None:
-            return None
-        # A wait of years is more than a lock can do.
-        return min(max(0.0, (moment - datetime.now(UTC)).total_seconds()), 3600.0)
 
     def _write(self) -> None:
         with self._lock:

@@ -117,6 +117,7 @@ class Wrapper:
             self.counters,
             self.table if live else None,
             self.backlog if retro else None,
+            self._config.forget_unnamed_after,
         )
         found: list[StoppableWorker] = [listening]
         if live:

@@ -101,8 +101,8 @@ class Manager:
             logger.exception("a request could not be served")
             return mapping.encode_reply("error", reason="internal error, see the log of the bus")
 
-    def end(self, p2p: str, why: str) -> bool:
-        """End a subscription; False if there is none."""
+    def end(self, p2p: str, why: str, *, wanted: bool = False) -> bool:
+        """End a subscription, `wanted` by the subscriber or not; False if there is none."""
         found = self._subscriptions.pop(p2p, None)
         if found is None:
             return False
@@ -115,7 +115,8 @@ class Manager:
         finally:
             found.receiver.outq.close()
             self._receivers.remove(p2p)
-        log = logger.warning if waiting else logger.info
+        # What waits for one who leaves of its own accord is missed by nobody.
+        log = logger.warning if waiting and not wanted else logger.info
         log("%s is unsubscribed: %s; %d messages waited", found.receiver.name, why, waiting)
         return True
 
@@ -141,7 +142,7 @@ class Manager:
         if found is None or found.peer.key != peer.key:
             raise mapping.BadRequest("error", "unknown topic: subscribe again")
         if isinstance(request, mapping.Unsubscribe):
-            self.end(request.p2p, "as it asked")
+            self.end(request.p2p, "as it asked", wanted=True)
         else:
             found.receiver.last_sign = self._clock()
         return mapping.encode_reply("success")
