@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import zmq
-from threatbus_zmq.connections import hang_up, port_of, source_of, stands
+from threatbus_zmq.connections import duplicate, hang_up, port_of, source_of, stands
 
 
 class OldFrame:
-    """A frame that is read after its connection was closed: all it has is the descriptor."""
+    """A frame that is read after its connection was closed: it has the descriptor and the host."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, host: str = "127.0.0.1") -> None:
+        self._known = {zmq.SRCFD: descriptor, "Peer-Address": host}
 
-    def get(self, option: int) -> Any:
-        assert option == zmq.SRCFD
-        return self._descriptor
+    def get(self, option: int | str) -> Any:
+        return self._known[option]
 
 
 class Neighbour:
@@ -59,6 +60,21 @@ def test_a_neighbour_at_another_door_is_not_cut_off_for_a_frame_that_is_not_its_
     hang_up(source_of(neighbour.frame, neighbour.door + 1))
     neighbour.far.sendall(b"still here")
     assert neighbour.near.recv(100) == b"still here"
+
+
+def test_a_neighbour_of_another_host_is_not_taken_for_the_sender(neighbour: Neighbour) -> None:
+    frame = cast("zmq.Frame", OldFrame(neighbour.near.fileno(), "192.0.2.1"))
+    assert source_of(frame, neighbour.door) is None
+
+
+def test_a_descriptor_that_is_a_file_by_now_leaves_none_open(neighbour: Neighbour) -> None:
+    with Path("/proc/self/stat").open() as file:
+        frame = cast("zmq.Frame", OldFrame(file.fileno()))
+        before = os.listdir("/proc/self/fd")
+        assert source_of(frame, neighbour.door) is None
+        with pytest.raises(OSError, match="socket"):
+            duplicate(file.fileno())
+        assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_frame_of_no_connection_at_all_has_no_source(neighbour: Neighbour) -> None:
