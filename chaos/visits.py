@@ -1,0 +1,151 @@
+"""What comes to a bus beside its traffic: subscribers, bad input, a scraper, an operator."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import zmq
+
+from chaos.ledger import Number
+from chaos.load import indicator, unusual
+from chaos.publishers import bad_documents
+from testbed.bus import BusProcess
+from testbed.ports import free_port
+from threatbus.client import App, Endpoint
+from threatbus.data import SnapshotRequest
+from threatbus.errors import ThreatBusError
+
+_TOKEN: Final = "a-token-for-a-day-of-visits"
+#: What Prometheus, the page and a probe ask for.
+_PATHS: Final = ("/metrics", "/api/status", "/api/history", "/api/rejected", "/readyz")
+#: Objects that answer a snapshot request.
+_HISTORY: Final = 50
+#: Milliseconds that a guest waits for messages, and that a request waits for its answer.
+_GUEST_MS: Final = 20
+_ANSWER_MS: Final = 20_000
+#: Different frames of bad input.
+_BAD: Final = 500
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one hour brings."""
+
+    guests: int = 100
+    heartbeats: int = 720
+    rejected: int = 7200
+    unusual: int = 100
+    scrapes: int = 240
+    looks: int = 60
+    reloads: int = 1
+
+
+class Visitors:
+    """All visitors of one bus, for a ``with`` block; `web` is the section that lets them in."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+        self._port = free_port()
+        self._stack = ExitStack()
+        self._bad = bad_documents(dice)[:_BAD]
+        self._bus: BusProcess
+        self._context: zmq.Context[zmq.Socket[bytes]]
+        self._publisher: zmq.Socket[bytes]
+
+    @property
+    def web(self) -> dict[str, object]:
+        """The section of the web plugin of the bus that is visited."""
+        return {"port": self._port, "token": _TOKEN}
+
+    def visit(self, bus: BusProcess) -> Self:
+        """Say which bus it is; before the ``with`` block."""
+        self._bus = bus
+        return self
+
+    def __enter__(self) -> Self:
+        doors = self._bus.doors
+        self._context = self._stack.enter_context(zmq.Context())
+        self._publisher = self._stack.enter_context(self._context.socket(zmq.XPUB))
+        self._publisher.setsockopt(zmq.XPUB_NODROP, 1)
+        self._publisher.setsockopt(zmq.LINGER, 0)
+        self._publisher.connect(doors.address("sub"))
+        self._publisher.recv()  # the subscription of the bus has arrived
+        endpoint = Endpoint(doors.host, doors.manage)
+        # One that has nothing to receive, but a history.
+        self._stack.enter_context(App(endpoint, ["stix2/none"], answer=_history, name="history"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def come(self, share: Share) -> None:
+        """Do all that one hour brings, in a random order."""
+        steps: list[Callable[[], object]] = []
+        for count, step in (
+            (share.guests, self._guest),
+            (share.heartbeats, lambda: self._ask(action="heartbeat", topic="none")),
+            (share.rejected, lambda: self._publisher.send(self._dice.choice(self._bad))),
+            (share.unusual, self._publish_unusual),
+            (share.scrapes, self._scrape),
+            (share.looks, self._bus.status),
+            (share.reloads, lambda: self._bus.signal(signal.SIGHUP)),
+        ):
+            steps += [step] * count
+        self._dice.shuffle(steps)
+        for step in steps:
+            step()
+
+    def _guest(self) -> None:
+        """Subscribe, receive a little, and leave; half of them without a word."""
+        p2p = self._ask(
+            action="subscribe",
+            topic=self._dice.choice(("stix2", "stix2/indicator", "stix2/sighting")),
+            snapshot=self._dice.choice((0, 0, 0, 7)),
+            name=f"guest {self._dice.getrandbits(32):x}",
+        )["topic"]
+        with self._context.socket(zmq.SUB) as sub:
+            sub.setsockopt(zmq.LINGER, 0)
+            sub.connect(self._bus.doors.address("pub"))
+            sub.subscribe(str(p2p))
+            while sub.poll(_GUEST_MS) and self._dice.random() < 0.98:
+                sub.recv()
+            self._ask(action="heartbeat", topic=p2p)
+            if self._dice.random() < 0.5:
+                self._ask(action="unsubscribe", topic=p2p)
+
+    def _publish_unusual(self) -> None:
+        self._publisher.send(unusual(Number("visitor", self._dice.getrandbits(32))))
+
+    def _scrape(self) -> None:
+        scraper = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_ANSWER_MS / 1000)
+        try:
+            path = self._dice.choice(_PATHS)
+            scraper.request("GET", path, headers={"Authorization": f"Bearer {_TOKEN}"})
+            answer = scraper.getresponse()
+            answer.read()
+            if answer.status != http.HTTPStatus.OK:
+                raise ThreatBusError(f"{path} answers {answer.status}")
+        finally:
+            scraper.close()
+
+    def _ask(self, **request: object) -> dict[str, Any]:
+        with self._context.socket(zmq.REQ) as req:
+            req.setsockopt(zmq.LINGER, 0)
+            req.connect(self._bus.doors.address("manage"))
+            req.send(json.dumps(request).encode())
+            if not req.poll(_ANSWER_MS):
+                raise ThreatBusError(f"no answer to {request}")
+            reply: dict[str, Any] = json.loads(req.recv())
+            return reply
+
+
+def _history(_: SnapshotRequest) -> Iterator[bytes]:
+    for number in range(_HISTORY):
+        yield indicator(Number("history", number)).partition(b" ")[2]
