@@ -18,7 +18,9 @@ from threatbus.client import Endpoint, Subscriber
 _spawn: Final = mp.get_context("spawn")
 
 #: Messages that may be under way: a queue that grows for want of processor time is not growth.
-WINDOW: Final = 20_000
+WINDOW: Final = 5_000
+#: Every so manieth document is a sighting.
+SIGHTING_EVERY: Final = 50
 #: Messages between two looks at what is under way.
 BURST: Final = 500
 #: Seconds between two looks while there is nothing to do.
@@ -51,12 +53,12 @@ _PATTERNS: Final = (
 
 
 def document(number: int) -> bytes:
-    """Make the frame with this number: an indicator of some kind, every fifth time a sighting."""
-    kind = number % 5
+    """Make the frame with this number: an indicator of some kind, now and then a sighting."""
     low = number & 0xFFFFFFFF
-    if kind == len(_PATTERNS):
+    if number % SIGHTING_EVERY == 0:
         return _SIGHTING % (low, number, number, low, number)
-    return _INDICATOR % (low, number, number, _PATTERNS[kind] % number)
+    pattern = _PATTERNS[number % len(_PATTERNS)] % number
+    return _INDICATOR % (low, number, number, pattern)
 
 
 def number_of(data: bytes) -> int | None:

@@ -19,7 +19,7 @@ from chaos.publishers import bad_documents
 from testbed.bus import BusProcess
 from testbed.ports import free_port
 from threatbus.client import App, Endpoint
-from threatbus.data import SnapshotRequest
+from threatbus.data import MessageType, SnapshotRequest
 from threatbus.errors import ThreatBusError
 
 _TOKEN: Final = "a-token-for-a-day-of-visits"
@@ -87,8 +87,7 @@ class Visitors:
 
     def come(self, share: Share) -> None:
         """Do all that one hour brings, in a random order."""
-        steps: list[Callable[[], object]] = []
-        for count, step in (
+        kinds: list[tuple[int, Callable[[], object]]] = [
             (share.guests, self._guest),
             (share.heartbeats, lambda: self._ask(action="heartbeat", topic="none")),
             (share.rejected, lambda: self._publisher.send(self._dice.choice(self._bad))),
@@ -96,17 +95,24 @@ class Visitors:
             (share.scrapes, self._scrape),
             (share.looks, self._bus.status),
             (share.reloads, lambda: self._bus.signal(signal.SIGHUP)),
-        ):
-            steps += [step] * count
+        ]
+        steps = [step for count, step in kinds for _ in range(count)]
         self._dice.shuffle(steps)
         for step in steps:
             step()
 
     def _guest(self) -> None:
-        """Subscribe, receive a little, and leave; half of them without a word."""
+        """Subscribe, receive a little, and leave; half of them without a word.
+
+        The latter want sightings, of which there are few: in the second until they are forgotten
+        there is as much of everything as in minutes of a real day, and it would wait for them.
+        """
+        says_goodbye = self._dice.random() < 0.5
         p2p = self._ask(
             action="subscribe",
-            topic=self._dice.choice(("stix2", "stix2/indicator", "stix2/sighting")),
+            topic=self._dice.choice(("stix2", "stix2/indicator"))
+            if says_goodbye
+            else "stix2/sighting",
             snapshot=self._dice.choice((0, 0, 0, 7)),
             name=f"guest {self._dice.getrandbits(32):x}",
         )["topic"]
@@ -117,7 +123,7 @@ class Visitors:
             while sub.poll(_GUEST_MS) and self._dice.random() < 0.98:
                 sub.recv()
             self._ask(action="heartbeat", topic=p2p)
-            if self._dice.random() < 0.5:
+            if says_goodbye:
                 self._ask(action="unsubscribe", topic=p2p)
 
     def _publish_unusual(self) -> None:
@@ -146,6 +152,7 @@ class Visitors:
             return reply
 
 
-def _history(_: SnapshotRequest) -> Iterator[bytes]:
-    for number in range(_HISTORY):
-        yield indicator(Number("history", number)).partition(b" ")[2]
+def _history(request: SnapshotRequest) -> Iterator[bytes]:
+    if request.snapshot_type is MessageType.INDICATOR:
+        for number in range(_HISTORY):
+            yield indicator(Number("history", number)).partition(b" ")[2]

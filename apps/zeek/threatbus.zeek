@@ -5,7 +5,8 @@
 ##!
 ##!     zeek -i eth0 threatbus.zeek Tenzir::broker_host=192.0.2.1 "Tenzir::snapshot_intel=30 days"
 ##!
-##! WebSocket (the bus connects to Zeek; from Zeek 8.1 on it is the way that needs nothing else):
+##! WebSocket (the bus connects to Zeek; the way for clusters whose backend is not Broker, as is the
+##! default of zeekctl from Zeek 8.1 on):
 ##!
 ##!     redef Tenzir::transport = Tenzir::WEBSOCKET;
 ##!
@@ -342,9 +343,10 @@ function update(indicator: Indicator)
 
 event zeek_init()
 	{
+	# On every node: a logger writes only streams that it knows itself.
+	Log::create_stream(LOG, [$columns=Info, $path="threatbus"]);
 	if ( ! talks_to_bus() )
 		return;
-	Log::create_stream(LOG, [$columns=Info, $path="threatbus"]);
 	begin_subscription();
 	if ( transport == BROKER )
 		{
@@ -369,11 +371,12 @@ event heartbeat()
 	schedule heartbeat_interval { heartbeat() };
 	}
 
-# As soon as somebody is there, who may be the bus, and not only at the next heartbeat.
+# As soon as somebody is there, who may be the bus, and not only at the next heartbeat. Broker's own
+# WebSocket server (Zeek 5 to 7) has its clients for peers, too.
 @ifdef ( Broker::peer_added )
 event Broker::peer_added(endpoint: Broker::EndpointInfo, msg: string)
 	{
-	if ( talks_to_bus() && transport == BROKER )
+	if ( talks_to_bus() )
 		report();
 	}
 @endif
