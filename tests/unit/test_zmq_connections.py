@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,15 @@ from typing import Any, cast
 
 import pytest
 import zmq
-from threatbus_zmq.connections import duplicate, hang_up, port_of, source_of, stands
+from threatbus_zmq.connections import (
+    Connection,
+    connection,
+    duplicate,
+    hang_up,
+    port_of,
+    source_of,
+    stands,
+)
 
 
 class OldFrame:
@@ -67,14 +74,31 @@ def test_a_neighbour_of_another_host_is_not_taken_for_the_sender(neighbour: Neig
     assert source_of(frame, neighbour.door) is None
 
 
-def test_a_descriptor_that_is_a_file_by_now_leaves_none_open(neighbour: Neighbour) -> None:
-    with Path("/proc/self/stat").open() as file:
-        frame = cast("zmq.Frame", OldFrame(file.fileno()))
-        before = os.listdir("/proc/self/fd")
-        assert source_of(frame, neighbour.door) is None
+@pytest.mark.parametrize("kind", ["a file", "a control socket", "a socket for notes"])
+def test_a_descriptor_that_is_something_else_by_now_is_no_connection(
+    kind: str, neighbour: Neighbour
+) -> None:
+    with _opened(kind) as other:
+        descriptor = other.fileno()
+        before = open_descriptors()
+        assert source_of(cast("zmq.Frame", OldFrame(descriptor)), neighbour.door) is None
+        assert connection(descriptor) is None
+        hang_up(Connection(descriptor, "127.0.0.1", 1))
         with pytest.raises(OSError, match="socket"):
-            duplicate(file.fileno())
-        assert os.listdir("/proc/self/fd") == before
+            duplicate(descriptor)
+        assert open_descriptors() == before
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _opened(kind: str) -> Any:
+    if kind == "a file":
+        return Path("/proc/self/stat").open()
+    if kind == "a control socket":
+        return socket.socketpair()[0]
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
 def test_a_frame_of_no_connection_at_all_has_no_source(neighbour: Neighbour) -> None:

@@ -6,6 +6,7 @@ the same connection, whether it still stands, and how to get rid of a peer that 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Final, NamedTuple
@@ -14,6 +15,7 @@ import zmq
 
 #: The state of a TCP connection that nobody has closed (first byte of TCP_INFO).
 _ESTABLISHED: Final = 1
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 class Connection(NamedTuple):
@@ -88,15 +90,18 @@ def is_established(tcp: socket.socket) -> bool:
 def duplicate(descriptor: int) -> socket.socket:
     """Give a socket object for a connection that ZeroMQ owns, with a descriptor of its own.
 
-    Raises `OSError` if ZeroMQ has closed it.
+    Raises `OSError` if ZeroMQ has closed it; the number may have passed on to anything.
     """
     own = os.dup(descriptor)
     try:
-        return socket.socket(fileno=own)
+        found = socket.socket(fileno=own)
     except OSError:
-        # The number has passed on to a file.
         os.close(own)
         raise
+    if found.family not in _FAMILIES:
+        found.close()
+        raise OSError(errno.ENOTSOCK, "not a socket of TCP")
+    return found
 
 
 def _peer_of(tcp: socket.socket, descriptor: int) -> Connection:
