@@ -12,6 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -47,6 +48,8 @@ class Hour(NamedTuple):
     guests: int
     #: Messages that were lost, came twice, or out of order.
     wrong: int
+    #: Failures that the bus has logged.
+    failures: int
     footprint: Footprint
     #: Processor seconds that 100,000 messages of this hour took, with what came beside.
     cost: float
@@ -70,7 +73,8 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
     options = parser.parse_args()
     began = time.monotonic()
-    hours = _pass(options.hours, options.rate * 3600, random.Random(options.seed))
+    dice = random.Random(options.seed)
+    hours = pass_hours(options.hours, options.rate * 3600, Share(), dice)
     if options.markdown:
         options.markdown.write_text(_markdown(hours))
     broken = verdict(hours[0], hours[-1])
@@ -85,13 +89,14 @@ def verdict(first: Hour, last: Hour) -> list[str]:
         broken.append(f"processor time grew from {first.cost:.2f} to {last.cost:.2f}")
     if last.wrong:
         broken.append(f"{last.wrong} messages lost, repeated or out of order")
+    if last.failures:
+        broken.append(f"{last.failures} failures in the log of the bus")
     return broken
 
 
-def _pass(count: int, messages: int, dice: random.Random) -> list[Hour]:
-    """Let so many hours of so many `messages` pass, and print a line after each."""
+def pass_hours(count: int, messages: int, share: Share, dice: random.Random) -> list[Hour]:
+    """Let so many hours pass a bus, each of so many `messages`; print a line after each."""
     visitors = Visitors(dice)
-    share = Share()
     hours: list[Hour] = []
     _print(_HEADING)
     with (
@@ -105,23 +110,28 @@ def _pass(count: int, messages: int, dice: random.Random) -> list[Hour]:
     ):
         residents = len(bus.status()["subscribers"])
         for number in range(1, count + 1):
-            goal = number * messages
             spent = bus.cpu_seconds()
-            stream.go_on(goal)
-            visitors.come(share)
-            _wait(lambda goal=goal: stream.is_at(goal), HOUR_SECS)  # type: ignore[misc]
-            spent = bus.cpu_seconds() - spent
-            _wait(lambda: len(bus.status()["subscribers"]) == residents, REST_SECS)
-            hour = Hour(
-                number,
-                stream.received,
-                number * share.guests,
-                stream.wrong,
-                Footprint.of(bus),
-                spent / messages * 1e5,
+            stream.go_on(number * messages)
+            try:
+                visitors.come(share)
+                _wait(partial(stream.is_at, number * messages), HOUR_SECS)
+                spent = bus.cpu_seconds() - spent
+                _wait(lambda: len(bus.status()["subscribers"]) == residents, REST_SECS)
+            except Exception as error:
+                error.add_note(f"the log of the bus ends with\n{bus.log[-2000:]}")
+                raise
+            hours.append(
+                Hour(
+                    number,
+                    stream.received,
+                    number * share.guests,
+                    stream.wrong,
+                    bus.log.count("Traceback"),
+                    Footprint.of(bus),
+                    spent / messages * 1e5,
+                )
             )
-            hours.append(hour)
-            _print(hour.cells)
+            _print(hours[-1].cells)
     return hours
 
 
