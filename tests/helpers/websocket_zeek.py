@@ -168,7 +168,12 @@ class WebSocketZeek:
             self._error(connection, "invalid_path", "the path must be /v1/messages/json")
             connection.close(1008)
             return
-        self.applications.append(request.headers.get("X-Application-Name"))
+        application = request.headers.get("X-Application-Name")
+        if application is not None and not re.fullmatch(r"[-/_.=:*@a-zA-Z0-9]+", application):
+            self._error(connection, "invalid_application_name", "Invalid X-Application-Name")
+            connection.close(1008)
+            return
+        self.applications.append(application)
         topics = json.loads(connection.recv())
         self.subscriptions.append(topics)
         if not self._acknowledges:
