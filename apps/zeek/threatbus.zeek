@@ -158,8 +158,6 @@ global intel_types: table[string] of Intel::Type = {
 	["USER_NAME"] = Intel::USER_NAME,
 };
 
-global heartbeat: event();
-
 function talks_to_bus(): bool
 	{
 	return ! Cluster::is_enabled() || Cluster::local_node_type() == Cluster::MANAGER;
@@ -341,6 +339,14 @@ function update(indicator: Indicator)
 		known[indicator$id] = usable;
 	}
 
+# A global event, as one without a prototype is: before Zeek 5.1, schedule takes an unqualified name
+# for a global one, and who edits the module line need not qualify this one anew.
+event threatbus_heartbeat()
+	{
+	report();
+	schedule heartbeat_interval { threatbus_heartbeat() };
+	}
+
 event zeek_init()
 	{
 	# On every node: a logger writes only streams that it knows itself.
@@ -356,19 +362,13 @@ event zeek_init()
 		Reporter::error("Tenzir::transport is BROKER, but this Zeek has no Broker: use WEBSOCKET");
 @endif
 		}
-	schedule heartbeat_interval { heartbeat() };
+	schedule heartbeat_interval { threatbus_heartbeat() };
 	}
 
 event zeek_done()
 	{
 	if ( talks_to_bus() && is_joined )
 		send_unsubscribe();
-	}
-
-event heartbeat()
-	{
-	report();
-	schedule heartbeat_interval { heartbeat() };
 	}
 
 # As soon as somebody is there, who may be the bus, and not only at the next heartbeat. Broker's own

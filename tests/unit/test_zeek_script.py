@@ -108,6 +108,15 @@ def test_in_a_cluster_only_the_manager_talks() -> None:
     assert begun.index("\tif ( ! talks_to_bus() )") < begun.index("\tbegin_subscription();")
 
 
+def test_what_it_schedules_is_found_by_every_zeek() -> None:
+    """Before 5.1 an event of the module is not found by its bare name, and nothing says so."""
+    scheduled = re.findall(r"\bschedule \w+ \{ (\w+)\(\) \};", TEXT)
+    assert len(scheduled) == TEXT.count("\tschedule ") == 2
+    for name in scheduled:
+        assert f"global {name}:" not in TEXT
+        assert TEXT.index(f"\nevent {name}()") < TEXT.index(f"{{ {name}() }}")
+
+
 def test_in_a_cluster_every_node_knows_its_log() -> None:
     """A logger of a cluster drops what is written to a stream that it has not created itself."""
     begun = body_of("zeek_init()")
