@@ -46,7 +46,7 @@ class Soak(Scenario):
         room.check_bus(bus)
         room.notes.append(f"{guests} subscribers came and went")
         if early is not None:
-            room.broken += late.growth(early, leaving=4)
+            room.broken += late.growth(early, SLACK_BYTES, leaving=4)
             room.notes.append(
                 f"memory {early.memory / MIB:.0f} to {late.memory / MIB:.0f} MiB, threads "
                 f"{early.threads} to {late.threads}, descriptors {early.descriptors} to "
@@ -84,14 +84,14 @@ class Footprint:
         """Measure a bus."""
         return cls(bus.resident_bytes(), bus.threads(), bus.descriptors())
 
-    def growth(self, early: Footprint, *, leaving: int = 0) -> list[str]:
+    def growth(self, early: Footprint, slack: int, *, leaving: int = 0) -> list[str]:
         """Say what has grown since `early`, a line each.
 
-        Memory may differ by `SLACK_BYTES`, descriptors by those of guests that are `leaving`.
+        Memory may differ by `slack` bytes, descriptors by those of guests that are `leaving`.
         """
         found = []
         grown = self.memory - early.memory
-        if grown > SLACK_BYTES:
+        if grown > slack:
             found.append(f"memory grew by {grown / MIB:.0f} MiB")
         for what, before, now in (
             ("threads", early.threads, self.threads),

@@ -30,6 +30,8 @@ REST_SECS: Final = 60.0
 #: Seconds without a subscriber, and of a snapshot, in the place of a minute and five of them.
 GRACE_SECS: Final = 1
 SNAPSHOT_SECS: Final = 2
+#: Bytes that its memory may differ by: half a byte per message of a day.
+SLACK_BYTES: Final = 8 * MIB
 #: How much more processor time a message of the last hour may take than one of the first: the
 #: machine does other things, too.
 COSTLIER: Final = 1.5
@@ -84,7 +86,7 @@ def main() -> int:
 
 def verdict(first: Hour, last: Hour) -> list[str]:
     """Say what is worse in the last hour than in the first, a line each."""
-    broken = last.footprint.growth(first.footprint)
+    broken = last.footprint.growth(first.footprint, SLACK_BYTES)
     if last.cost > COSTLIER * first.cost:
         broken.append(f"processor time grew from {first.cost:.2f} to {last.cost:.2f}")
     if last.wrong:
