@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 
 from chaos.soak import MIB, Footprint
 from chaos.stream import Stream
-from chaos.visits import Share, Visitors
+from chaos.visits import Share, Visitors, web_section
 from testbed.bus import BusProcess
+from testbed.ports import free_port
 
 #: Messages a second that an hour stands for.
 RATE: Final = 200
@@ -98,19 +99,18 @@ def verdict(first: Hour, last: Hour) -> list[str]:
 
 def pass_hours(count: int, messages: int, share: Share, dice: random.Random) -> list[Hour]:
     """Let so many hours pass a bus, each of so many `messages`; print a line after each."""
-    visitors = Visitors(dice)
+    web_port = free_port()
     hours: list[Hour] = []
     _print(_HEADING)
     with (
         BusProcess(
             zmq={"grace": GRACE_SECS},
-            apps={"web": visitors.web},
+            apps={"web": web_section(web_port)},
             snapshot_timeout=SNAPSHOT_SECS,
         ) as bus,
-        visitors.visit(bus),
+        Visitors(bus, web_port, dice) as visitors,
         Stream(bus.doors) as stream,
     ):
-        residents = len(bus.status()["subscribers"])
         for number in range(1, count + 1):
             spent = bus.cpu_seconds()
             stream.go_on(number * messages)
@@ -118,7 +118,7 @@ def pass_hours(count: int, messages: int, share: Share, dice: random.Random) -> 
                 visitors.come(share)
                 _wait(partial(stream.is_at, number * messages), HOUR_SECS)
                 spent = bus.cpu_seconds() - spent
-                _wait(lambda: len(bus.status()["subscribers"]) == residents, REST_SECS)
+                _wait(visitors.have_left, REST_SECS)
             except Exception as error:
                 error.add_note(f"the log of the bus ends with\n{bus.log[-2000:]}")
                 raise

@@ -17,11 +17,12 @@ from chaos.ledger import Number
 from chaos.load import indicator, unusual
 from chaos.publishers import bad_documents
 from testbed.bus import BusProcess
-from testbed.ports import free_port
 from threatbus.client import App, Endpoint
 from threatbus.data import MessageType, SnapshotRequest
 from threatbus.errors import ThreatBusError
 
+#: What the names of guests begin with.
+_GUEST: Final = "guest"
 _TOKEN: Final = "a-token-for-a-day-of-visits"
 #: What Prometheus, the page and a probe ask for.
 _PATHS: Final = ("/metrics", "/api/status", "/api/history", "/api/rejected", "/readyz")
@@ -47,32 +48,28 @@ class Share:
     reloads: int = 1
 
 
+def web_section(port: int) -> dict[str, object]:
+    """Give the section of the web plugin that lets visitors in at `port`."""
+    return {"port": port, "token": _TOKEN}
+
+
 class Visitors:
-    """All visitors of one bus, for a ``with`` block; `web` is the section that lets them in."""
+    """All visitors of one bus, whose web endpoint is at `web_port`; for a ``with`` block."""
 
-    def __init__(self, dice: random.Random) -> None:
-        self._dice = dice
-        self._port = free_port()
-        self._stack = ExitStack()
-        self._bad = bad_documents(dice)[:_BAD]
-        self._bus: BusProcess
-        self._context: zmq.Context[zmq.Socket[bytes]]
-        self._publisher: zmq.Socket[bytes]
-
-    @property
-    def web(self) -> dict[str, object]:
-        """The section of the web plugin of the bus that is visited."""
-        return {"port": self._port, "token": _TOKEN}
-
-    def visit(self, bus: BusProcess) -> Self:
-        """Say which bus it is; before the ``with`` block."""
+    def __init__(self, bus: BusProcess, web_port: int, dice: random.Random) -> None:
         self._bus = bus
-        return self
+        self._web_port = web_port
+        self._dice = dice
+        self._bad = bad_documents(dice)[:_BAD]
+        # Keeps what has to be undone.
+        self._stack = ExitStack()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._publisher = self._context.socket(zmq.XPUB)
 
     def __enter__(self) -> Self:
         doors = self._bus.doors
-        self._context = self._stack.enter_context(zmq.Context())
-        self._publisher = self._stack.enter_context(self._context.socket(zmq.XPUB))
+        self._stack.enter_context(self._context)
+        self._stack.enter_context(self._publisher)
         self._publisher.setsockopt(zmq.XPUB_NODROP, 1)
         self._publisher.setsockopt(zmq.LINGER, 0)
         self._publisher.connect(doors.address("sub"))
@@ -101,6 +98,10 @@ class Visitors:
         for step in steps:
             step()
 
+    def have_left(self) -> bool:
+        """Say whether the bus has forgotten all guests."""
+        return not any(name.startswith(_GUEST) for name in self._bus.status()["subscribers"])
+
     def _guest(self) -> None:
         """Subscribe, receive a little, and leave; half of them without a word.
 
@@ -114,7 +115,7 @@ class Visitors:
             if says_goodbye
             else "stix2/sighting",
             snapshot=self._dice.choice((0, 0, 0, 7)),
-            name=f"guest {self._dice.getrandbits(32):x}",
+            name=f"{_GUEST} {self._dice.getrandbits(32):x}",
         )["topic"]
         with self._context.socket(zmq.SUB) as sub:
             sub.setsockopt(zmq.LINGER, 0)
@@ -130,7 +131,7 @@ class Visitors:
         self._publisher.send(unusual(Number("visitor", self._dice.getrandbits(32))))
 
     def _scrape(self) -> None:
-        scraper = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_ANSWER_MS / 1000)
+        scraper = http.client.HTTPConnection("127.0.0.1", self._web_port, timeout=_ANSWER_MS / 1000)
         try:
             path = self._dice.choice(_PATHS)
             scraper.request("GET", path, headers={"Authorization": f"Bearer {_TOKEN}"})
