@@ -297,6 +297,8 @@ class ForeignFeeder(StoppableWorker):
         """Ask the feeder to end and wake it."""
         super().stop()
         self._outq.close()
+        # Not left to this thread, which may be late: the process may end right after this.
+        _forget_at_exit(self._foreign)
 
     def _goes_on(self) -> bool:
         in_time = self._finish_by is None or time.monotonic() < self._finish_by

@@ -329,6 +329,19 @@ def test_a_queue_that_was_closed_by_its_plugin_ends_the_feeder() -> None:
     assert feeding.outq.closed
 
 
+def test_the_process_may_end_as_soon_as_a_feeder_was_stopped() -> None:
+    class Unread(queue.Queue[Any]):
+        waited_for = True
+
+        def cancel_join_thread(self) -> None:
+            self.waited_for = False
+
+    foreign = Unread()
+    # Its thread has not come to its end; here it has not even begun.
+    ForeignFeeder(MessageQueue("outq"), foreign, lambda: None).stop()
+    assert not foreign.waited_for
+
+
 def test_a_feeder_that_is_finished_hands_over_what_had_come_and_ends() -> None:
     foreign: queue.Queue[Any] = queue.Queue()
     feeding = Feeding(foreign)
