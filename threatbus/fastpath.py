@@ -14,18 +14,20 @@ their own for an extension changes the library's verdict, not this one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from itertools import product
-from typing import Any, ClassVar, Literal
+from operator import attrgetter
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import msgspec
+
+from threatbus.patterns import are_certain as patterns_are_certain
 
 #: Nesting up to which a document is carried; the bus reads nothing that is deeper than four.
 MAX_DEPTH = 100
 
-#: Documents that are checked together. One that is not plain has its run looked at one by one.
-RUN = 20
+#: Documents that are checked together.
+RUN = 50
 
 INDICATOR_TOPIC = "stix2/indicator"
 SIGHTING_TOPIC = "stix2/sighting"
@@ -76,10 +78,6 @@ class _Indicator(_Common, tag="indicator", kw_only=True, gc=False):
 
     topic: ClassVar[str] = INDICATOR_TOPIC
 
-    def is_certain(self, data: bytes) -> bool:
-        """Check what the decoder could not; ValueError for a day that is in no calendar."""
-        return _indicators_are_certain((self,), (data,))
-
 
 class _Sighting(_Common, tag="sighting", kw_only=True, gc=False):
     sighting_of_ref: str
@@ -96,10 +94,6 @@ class _Sighting(_Common, tag="sighting", kw_only=True, gc=False):
 
     topic: ClassVar[str] = SIGHTING_TOPIC
 
-    def is_certain(self, data: bytes) -> bool:
-        """Check what the decoder could not; ValueError for a day that is in no calendar."""
-        return _sighting_is_certain(self, data)
-
 
 class _PlainIndicator(_Indicator, tag="indicator", forbid_unknown_fields=True, gc=False):
     """An indicator with no property but those declared."""
@@ -108,6 +102,36 @@ class _PlainIndicator(_Indicator, tag="indicator", forbid_unknown_fields=True, g
 class _PlainSighting(_Sighting, tag="sighting", forbid_unknown_fields=True, gc=False):
     """A sighting with no property but those declared."""
 
+
+class _OrdinaryIndicator(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What most indicators have, in the order in which the library writes it.
+
+    Beside what every indicator is checked for, its type says all about it.
+    """
+
+    # No tag: the decoder insists on one only where it has to choose.
+    type: Literal["indicator"]
+    spec_version: Literal["2.1"]
+    id: str
+    created: str
+    modified: str
+    name: str | None = None
+    description: str | None = None
+    indicator_types: list[str] | None = None
+    pattern: str
+    pattern_type: Literal["stix"]
+    pattern_version: Literal["2.1"] | None = None
+    valid_from: str
+    kill_chain_phases: list[_KillChainPhase] | None = None
+    revoked: bool | None = None
+    labels: list[str] | None = None
+    confidence: int | None = None
+    lang: str | None = None
+    x_threatbus_source: str | None = None
+    x_threatbus_update: str | None = None
+
+
+_Document = _Indicator | _Sighting
 
 _NAMES = {kind.topic: {*kind.__struct_fields__, "type"} for kind in (_Indicator, _Sighting)}
 
@@ -118,7 +142,6 @@ _UNSURE_NAMES = frozenset(
 
 # The library parses an id with uuid.UUID, which is laxer, and wants the RFC 4122 variant.
 _UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"
-_is_marking = re.compile(rf"marking-definition--{_UUID}").fullmatch
 _is_observed_data = re.compile(rf"observed-data--{_UUID}").fullmatch
 _is_place = re.compile(rf"(?:identity|location)--{_UUID}").fullmatch
 _is_extension = re.compile(rf"extension-definition--{_UUID}").fullmatch
@@ -129,97 +152,37 @@ _is_sightable = re.compile(
 ).fullmatch
 
 # A shape is a text with every hexadecimal digit turned into 0. It costs a fifth of a regular
-# expression, and one look into a set settles an id and its timestamps together.
+# expression, and of many texts, line by line, hardly more than of one.
 _TO_SHAPE = bytes.maketrans(b"0123456789abcdefABCDEF", b"0" * 22)
 # datetime.strptime with %S.%fZ or %SZ, as the library uses it, takes one to six decimals.
-_MOMENT_SHAPES = tuple(
-    f"0000-00-00T00:00:00{fraction}Z" for fraction in ("", *("." + "0" * n for n in range(1, 7)))
+_MOMENT_SHAPES = frozenset(
+    f"0000-00-00T00:00:00{fraction}Z".encode()
+    for fraction in ("", *("." + "0" * n for n in range(1, 7)))
 )
-_MOMENT_SHAPE_SET = frozenset(shape.encode() for shape in _MOMENT_SHAPES)
 _UUID_SHAPE = "00000000-0000-0000-0000-000000000000"
-_IDENTITY_SHAPE = f"identity--{_UUID_SHAPE}".encode().translate(_TO_SHAPE)
-_INDICATOR_SHAPES = frozenset(
-    "|".join((f"indicator--{_UUID_SHAPE}", *moments)).encode().translate(_TO_SHAPE)
-    for moments in product(_MOMENT_SHAPES, repeat=3)
-)
-_SIGHTING_SHAPES = frozenset(
-    "|".join((f"sighting--{_UUID_SHAPE}", *moments)).encode().translate(_TO_SHAPE)
-    for moments in product(_MOMENT_SHAPES, repeat=2)
-)
 _VARIANTS = frozenset("89abAB")
+
+
+class _Ids(NamedTuple):
+    """One kind of ids: what they begin with, and their shape."""
+
+    prefix: str
+    shape: bytes
+
+    @classmethod
+    def of(cls, kind: str) -> _Ids:
+        return cls(f"{kind}--", f"{kind}--{_UUID_SHAPE}".encode().translate(_TO_SHAPE))
+
+
+_INDICATORS = _Ids.of("indicator")
+_SIGHTINGS = _Ids.of("sighting")
+_IDENTITIES = _Ids.of("identity")
+_MARKINGS = _Ids.of("marking-definition")
+_to_be_checked = attrgetter("id", "created", "modified", "valid_from", "pattern")
 _from_iso = datetime.fromisoformat  # checks the calendar, once the shape is right
 
-# Patterns: equality comparisons joined by AND and OR. Everything else is the grammar's business.
-# Chains are bounded, because the library walks the syntax tree by recursion.
-_WS = r"[ \t\r\n]"
-_KEYWORDS = (
-    "AND|OR|NOT|FOLLOWEDBY|LIKE|MATCHES|ISSUPERSET|ISSUBSET|EXISTS|LAST|IN|START|STOP|SECONDS"
-    "|true|false|WITHIN|REPEATS|TIMES"
-)
-_NO_KEYWORD = rf"(?!(?:{_KEYWORDS})(?![A-Za-z0-9_-]))"
-_TYPE = rf"{_NO_KEYWORD}[A-Za-z_][A-Za-z0-9_-]*+"
-_KEY = rf"(?:{_NO_KEYWORD}[A-Za-z_][A-Za-z0-9_]*+|'[^'\\]++')"
-_STEP = rf"(?:\.{_KEY}|\[(?:\*|0|[1-9][0-9]{{0,8}})\])"
-_STRING = r"'(?:[^'\\]++|\\['\\])*+'"
-_NUMBER = r"-?(?:(?:0|[1-9][0-9]*+)(?![0-9.])|[0-9]++\.[0-9]++)"
-_LITERAL = rf"(?:{_STRING}|{_NUMBER}|true|false)"
-_COMPARISON = rf"{_TYPE}:{_KEY}{_STEP}{{0,16}}+{_WS}*+!?={_WS}*+{_LITERAL}"
-_JOIN = rf"{_WS}++(?:AND|OR){_WS}++"
-_OBSERVATION = rf"\[{_WS}*+{_COMPARISON}(?:{_JOIN}{_COMPARISON}){{0,63}}+{_WS}*+\]"
-_is_ordinary = re.compile(
-    rf"{_WS}*+{_OBSERVATION}(?:{_JOIN}{_OBSERVATION}){{0,63}}+{_WS}*+"
-).fullmatch
-
-# How a pattern begins, up to the quote, that is one comparison of an object's usual property.
-_PLAIN_COMPARISONS = frozenset(
-    f"[{path} = "
-    for path in (
-        "autonomous-system:name",
-        "directory:path",
-        "domain-name:value",
-        "email-addr:value",
-        "email-message:subject",
-        "file:name",
-        "ipv4-addr:value",
-        "ipv6-addr:value",
-        "mac-addr:value",
-        "mutex:name",
-        "software:name",
-        "url:value",
-        "user-account:account_login",
-        "user-account:user_id",
-        "windows-registry-key:key",
-    )
-)
-
-# Wherever a path holds the step `hashes`, the library checks the value by the last step's name.
-_HEX = "[0-9a-fA-F]"
-_is_one_hash = re.compile(
-    r"\[(?:file|x509-certificate):hashes\.(?>"
-    rf"(?:MD5|'MD5') ?= ?'{_HEX}{{32}}'"
-    rf"|'SHA-1' ?= ?'{_HEX}{{40}}'"
-    rf"|'SHA-256' ?= ?'{_HEX}{{64}}'"
-    rf"|'SHA-512' ?= ?'{_HEX}{{128}}'"
-    r")\]"
-).fullmatch
-_find_hashes = re.compile(rf"hashes'?\.('?)([A-Za-z0-9_-]++)\1{_WS}*+!?={_WS}*+'([^']*+)'").findall
-_HASH_DIGITS = {
-    "MD5": (32,),
-    "MD6": (32, 40, 56, 64, 96, 128),
-    "RIPEMD160": (40,),
-    "SHA1": (40,),
-    "SHA224": (56,),
-    "SHA256": (64,),
-    "SHA384": (96,),
-    "SHA512": (128,),
-    "SHA3224": (56,),
-    "SHA3256": (64,),
-    "SHA3384": (96,),
-    "SHA3512": (128,),
-    "WHIRLPOOL": (128,),
-}
-_is_hex = re.compile(rf"{_HEX}++").fullmatch
-_is_ssdeep = re.compile(r"[a-zA-Z0-9/+:.]{1,128}+").fullmatch
+# What a decoder raises; ValueError besides for a day that is in no calendar.
+_NOT_CERTAIN = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class FastPath:
@@ -229,10 +192,12 @@ class FastPath:
     """
 
     def __init__(self) -> None:
-        # The first tier knows every property by name and has no need to look at anything else.
+        # Three tiers, since a decoder is the quicker the less it knows.
+        self._decode_ordinary = msgspec.json.Decoder(_OrdinaryIndicator).decode
+        # Knows every property by name, so that there is no need to look at anything else.
         self._decode_plain = msgspec.json.Decoder(_PlainIndicator | _PlainSighting).decode
-        # The second lets further properties pass, whose names and values are then looked at.
-        self._decode = msgspec.json.Decoder(_Indicator | _Sighting).decode
+        # Lets further properties pass, whose names and values are then looked at.
+        self._decode_any = msgspec.json.Decoder(_Document).decode
         self._decode_untyped = msgspec.json.Decoder().decode
 
     def recognise(self, documents: Sequence[bytes]) -> list[str]:
@@ -245,54 +210,52 @@ class FastPath:
         topics: list[str] = []
         for start in range(0, len(documents), RUN):
             run = documents[start : start + RUN]
-            if self._are_plain_indicators(run):
+            if self._are_ordinary(run):
                 topics += [INDICATOR_TOPIC] * len(run)
                 continue
-            for data in run:
-                topic = self._recognise_one(data)
-                if topic is None:
-                    return topics
-                topics.append(topic)
+            recognised = self._recognise_run(run)
+            topics += recognised
+            if len(recognised) < len(run):
+                break
         return topics
 
-    def _are_plain_indicators(self, run: Sequence[bytes]) -> bool:
-        decode = self._decode_plain
+    def _are_ordinary(self, run: Sequence[bytes]) -> bool:
+        decode = self._decode_ordinary
         try:
-            found = [decode(data) for data in run]
-            kinds = {document.topic for document in found}
-            return kinds == {INDICATOR_TOPIC} and _indicators_are_certain(found, run)
-        # Not such a document, or a day that is in no calendar.
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return _ordinary_are_certain([decode(data) for data in run])
+        except _NOT_CERTAIN:
             return False
 
-    def _recognise_one(self, data: bytes) -> str | None:
-        try:
-            document: _Indicator | _Sighting = self._decode_plain(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._recognise_custom(data)
-        try:
-            return document.topic if document.is_certain(data) else None
-        except ValueError:  # a day that is in no calendar
-            return None
+    def _recognise_run(self, run: Sequence[bytes]) -> list[str]:
+        found = self._decode_run(run)
+        return [document.topic for document in found[: _count_certain(found, run)]]
 
-    def _recognise_custom(self, data: bytes) -> str | None:
+    def _decode_run(self, run: Sequence[bytes]) -> list[_Document]:
+        """Decode documents, up to the first that no tier takes."""
+        found: list[_Document] = []
+        decode: Callable[[bytes], _Document] = self._decode_plain
         try:
-            document = self._decode(data)
-            # The typed decoder skips over what it does not know without checking its UTF-8.
-            names = self._decode_untyped(data).keys()
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
-        custom = names - _NAMES[document.topic]
+            for data in run:
+                try:
+                    found.append(decode(data))
+                except _NOT_CERTAIN:
+                    # Those behind it will be of its kind: to fail costs more than to look.
+                    decode = self._decode_custom
+                    found.append(decode(data))
+        except _NOT_CERTAIN:
+            pass
+        return found
+
+    def _decode_custom(self, data: bytes) -> _Document:
+        """Decode a document with properties of any name; ValueError if it is not certain."""
+        document: _Document = self._decode_any(data)
+        # The typed decoder skips over what it does not know without checking its UTF-8.
+        names = self._decode_untyped(data).keys()
         # A custom property may hold anything; its name must begin with a lower-case letter.
-        for name in custom:
+        for name in names - _NAMES[document.topic]:
             if not "a" <= name[:1] <= "z" or name in _UNSURE_NAMES:
-                return None
-        if not depth_is_at_most(MAX_DEPTH, data):
-            return None
-        try:
-            return document.topic if document.is_certain(data) else None
-        except ValueError:
-            return None
+                raise ValueError(name)
+        return document
 
 
 def depth_is_at_most(limit: int, data: bytes) -> bool:
@@ -311,140 +274,131 @@ def depth_is_at_most(limit: int, data: bytes) -> bool:
     return False
 
 
-def _indicators_are_certain(run: Sequence[_Indicator], documents: Sequence[bytes]) -> bool:
-    """Check what is common to all at once, since a call costs as much as what it does here."""
-    keys = "\n".join([f"{it.id}|{it.created}|{it.modified}|{it.valid_from}" for it in run])
-    shapes = keys.encode().translate(_TO_SHAPE).split(b"\n")
-    if not (
-        len(shapes) == len(run)
-        and _INDICATOR_SHAPES.issuperset(shapes)
-        # The shapes are right, so each line has one place for an "indicator--" and its variant.
-        and keys.count("indicator--") == len(run)
-        and _VARIANTS.issuperset([it.id[30] for it in run])
-        and "T24" not in keys  # datetime.fromisoformat takes it for the next day, strptime not
-    ):
+def _ordinary_are_certain(run: Sequence[_OrdinaryIndicator]) -> bool:
+    """Check what the decoder could not; ValueError for a day that is in no calendar."""
+    ids, created, modified, valid_from, patterns = zip(*map(_to_be_checked, run), strict=True)
+    return (
+        _ids_are_certain(ids, _INDICATORS)
+        and _moments_are_certain({*created, *modified, *valid_from})
+        and patterns_are_certain(patterns)
+    )
+
+
+def _count_certain(run: Sequence[_Document], documents: Sequence[bytes]) -> int:
+    """Count how many from the first on are certain."""
+    if _are_certain(run, documents):
+        return len(run)
+    half = len(run) // 2
+    if not half:
+        return 0
+    count = _count_certain(run[:half], documents)
+    return count if count < half else half + _count_certain(run[half:], documents[half:])
+
+
+def _are_certain(run: Sequence[_Document], documents: Sequence[bytes]) -> bool:
+    """Check what the decoder could not."""
+    authors = [it.created_by_ref for it in run if it.created_by_ref is not None]
+    markings = [ref for it in run for ref in it.object_marking_refs or ()]
+    try:
+        return (
+            _ids_are_certain(authors, _IDENTITIES)
+            and _ids_are_certain(markings, _MARKINGS)
+            and _indicators_are_certain([it for it in run if isinstance(it, _Indicator)])
+            and _sightings_are_certain([it for it in run if isinstance(it, _Sighting)])
+            and all(map(_common_is_certain, run, documents))
+        )
+    except ValueError:  # a day that is in no calendar
         return False
-    for it, data in zip(run, documents, strict=True):
-        created, modified, valid_from = it.created, it.modified, it.valid_from
-        _from_iso(created)
-        if modified != created:
-            _from_iso(modified)
-        if valid_from != created:
-            _from_iso(valid_from)
+
+
+def _indicators_are_certain(run: Sequence[_Indicator]) -> bool:
+    moments = set()
+    patterns = []
+    for it in run:
+        moments |= {it.created, it.modified, it.valid_from}
         # The library looks into a pattern only if its type is exactly "stix".
-        if it.pattern_type == "stix" and not _pattern_is_certain(it.pattern, it.pattern_version):
-            return False
-        if it.valid_until is not None and not (
-            # Equal to the second: whether the decimals are in order is the library's question.
-            _is_moment(it.valid_until) and it.valid_until[:19] > valid_from[:19]
-        ):
-            return False
-        if not (
-            it.created_by_ref is None
-            and it.object_marking_refs is None
-            and it.external_references is None
-            and it.extensions is None
-        ) and not _common_is_certain(it, data):
-            return False
-    return True
+        if it.pattern_type == "stix":
+            # It takes the grammar of STIX 2.0 for every version but 2.1.
+            if it.pattern_version not in (None, "2.1"):
+                return False
+            patterns.append(it.pattern)
+        if it.valid_until is not None:
+            moments.add(it.valid_until)
+            if not _is_later(it.valid_until, it.valid_from):
+                return False
+    return (
+        _ids_are_certain([it.id for it in run], _INDICATORS)
+        and _moments_are_certain(moments)
+        and patterns_are_certain(patterns)
+    )
 
 
-def _sighting_is_certain(it: _Sighting, data: bytes) -> bool:
-    created, modified = it.created, it.modified
-    key = f"{it.id}|{created}|{modified}"
-    if (
-        key.encode().translate(_TO_SHAPE) not in _SIGHTING_SHAPES
-        or key[:10] != "sighting--"
-        or key[29] not in _VARIANTS
-        or "T24" in key
-    ):
-        return False
-    _from_iso(created)
-    if modified != created:
-        _from_iso(modified)
-    if not _is_sightable(it.sighting_of_ref):
-        return False
-    first, last = it.first_seen, it.last_seen
-    if first is not None and not _is_moment(first):
-        return False
-    if last is not None and last != first:
-        if not _is_moment(last):
+def _sightings_are_certain(run: Sequence[_Sighting]) -> bool:
+    moments = set()
+    for it in run:
+        moments |= {it.created, it.modified}
+        first, last = it.first_seen, it.last_seen
+        if first is not None:
+            moments.add(first)
+        if last is not None:
+            moments.add(last)
+            if first is not None and last != first and not _is_later(last, first):
+                return False
+        if not _is_sightable(it.sighting_of_ref):
             return False
-        if first is not None and not last[:19] > first[:19]:
+        if it.count is not None and not 0 <= it.count <= 999_999_999:
             return False
-    if it.count is not None and not 0 <= it.count <= 999_999_999:
-        return False
-    if it.observed_data_refs and not all(map(_is_observed_data, it.observed_data_refs)):
-        return False
-    if it.where_sighted_refs and not all(map(_is_place, it.where_sighted_refs)):
-        return False
-    if (
-        it.x_threatbus_sighting_context is not None or it.x_threatbus_indicator is not None
-    ) and not depth_is_at_most(MAX_DEPTH, data):
-        return False
-    return _common_is_certain(it, data)
+        if it.observed_data_refs and not all(map(_is_observed_data, it.observed_data_refs)):
+            return False
+        if it.where_sighted_refs and not all(map(_is_place, it.where_sighted_refs)):
+            return False
+    return _ids_are_certain([it.id for it in run], _SIGHTINGS) and _moments_are_certain(moments)
 
 
-def _common_is_certain(it: _Common, data: bytes) -> bool:
-    author = it.created_by_ref
-    if author is not None and not (
-        author.encode().translate(_TO_SHAPE) == _IDENTITY_SHAPE
-        and author[:10] == "identity--"
-        and author[29] in _VARIANTS
-    ):
-        return False
-    if it.object_marking_refs and not all(map(_is_marking, it.object_marking_refs)):
-        return False
+def _common_is_certain(it: _Document, data: bytes) -> bool:
     if it.external_references:
         for reference in it.external_references:
             if reference.url is reference.description is reference.external_id is None:
                 return False
-    if it.extensions is not None:
-        # Extensions with an id are unknown to the library, which takes any content from them;
-        # those with a name (archive-ext, …) it checks, wherever they stand.
-        return all(map(_is_extension, it.extensions)) and depth_is_at_most(MAX_DEPTH, data)
-    return True
-
-
-def _is_moment(text: str) -> bool:
-    if text.encode().translate(_TO_SHAPE) not in _MOMENT_SHAPE_SET or text[11:13] == "24":
+    # Extensions with an id are unknown to the library, which takes any content from them; those
+    # with a name (archive-ext, …) it checks, wherever they stand.
+    if it.extensions and not all(map(_is_extension, it.extensions)):
         return False
-    _from_iso(text)
-    return True
+    return depth_is_at_most(MAX_DEPTH, data)
 
 
-def _pattern_is_certain(pattern: str, version: str | None) -> bool:
-    # The library takes the grammar of STIX 2.0 for every version but 2.1.
-    if version is not None and version != "2.1":
-        return False
-    # Most patterns compare one plain path with one text: that needs no regular expression.
-    parts = pattern.split("'")
-    if (
-        len(parts) == 3
-        and parts[2] == "]"
-        and parts[0] in _PLAIN_COMPARISONS
-        and "\\" not in pattern
-        and "hashes" not in pattern
-    ):
-        return True
-    if "hashes" not in pattern:
-        return _is_ordinary(pattern) is not None
-    return _is_one_hash(pattern) is not None or (
-        _hashes_are_certain(pattern) and _is_ordinary(pattern) is not None
+def _ids_are_certain(ids: Sequence[str], kind: _Ids) -> bool:
+    """Say whether all are ids of that kind, as the library takes them."""
+    prefix, shape = kind
+    lines = "\n".join(ids)
+    return (
+        lines.encode().translate(_TO_SHAPE) == b"\n".join([shape] * len(ids))
+        # The shapes are right, so each line has one place for its prefix, and for its variant.
+        and lines.count(prefix) == len(ids)
+        and _VARIANTS.issuperset(lines[len(prefix) + 19 :: len(shape) + 1])
     )
 
 
-def _hashes_are_certain(pattern: str) -> bool:
-    """Say whether each `hashes` in a pattern is a path's last step but one with a good value."""
-    comparisons = _find_hashes(pattern)
-    # One match per occurrence: none is part of another match, followed by more steps, or a value.
-    if len(comparisons) != pattern.count("hashes"):
+def _moments_are_certain(moments: Collection[str]) -> bool:
+    """Say whether all are times as the library takes them; ValueError if not in any calendar."""
+    if not moments:
+        return True
+    lines = "\n".join(moments)
+    shapes = lines.encode().translate(_TO_SHAPE).split(b"\n")
+    if not (
+        len(shapes) == len(moments)
+        and _MOMENT_SHAPES.issuperset(shapes)
+        and "T24" not in lines  # datetime.fromisoformat takes it for the next day, strptime not
+    ):
         return False
-    for _, name, value in comparisons:
-        kind = name.replace("-", "").upper()
-        if kind == "SSDEEP":
-            if not _is_ssdeep(value):
-                return False
-        elif kind in _HASH_DIGITS and not (len(value) in _HASH_DIGITS[kind] and _is_hex(value)):
-            return False
+    for moment in moments:
+        _from_iso(moment)
     return True
+
+
+def _is_later(moment: str, other: str) -> bool:
+    """Say whether a time is later than another by a second at least.
+
+    Equal to the second: whether the decimals are in order is the library's question.
+    """
+    return moment[:19] > other[:19]

@@ -127,7 +127,9 @@ class MessageQueue:
         self._put = 0
         self._dropped = 0
         self._unfinished = 0
+        # Callers that wait in get() and in join(): to notify nobody costs, too.
         self._getters = 0
+        self._joiners = 0
         self._closed = False
         # Set by consume(): batches go straight to it instead of into the deque.
         self._consumer: Callable[[Sequence[Message]], None] | None = None
@@ -324,7 +326,13 @@ class MessageQueue:
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all that was put has been dealt with, at most `timeout` seconds."""
         with self._all_done:
-            return self._all_done.wait_for(lambda: not self._unfinished or self._closed, timeout)
+            self._joiners += 1
+            try:
+                return self._all_done.wait_for(
+                    lambda: not self._unfinished or self._closed, timeout
+                )
+            finally:
+                self._joiners -= 1
 
     @property
     def unfinished(self) -> int:
@@ -444,7 +452,7 @@ class MessageQueue:
 
     def _finish(self, count: int) -> None:
         self._unfinished -= count
-        if not self._unfinished:
+        if self._joiners and not self._unfinished:
             self._all_done.notify_all()
 
     def _is_roomy(self) -> bool:

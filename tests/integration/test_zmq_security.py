@@ -19,6 +19,7 @@ from threatbus.cli import main
 from threatbus.client import App as ClientApp
 from threatbus.client import Endpoint, Message, Publisher, Subscriber
 from threatbus.client import subscriber as subscriber_module
+from threatbus.client.silence import refusal
 from threatbus.data import MessageType
 from threatbus.errors import Refused
 from threatbus.keyfiles import ClientKeys
@@ -308,6 +309,14 @@ def test_an_app_of_the_library_takes_part_and_comes_back_when_its_key_does(
     bus: ZmqBus, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriber_module, "HEARTBEAT_SECS", 0.2)
+    looks: list[Endpoint] = []
+
+    def first_in_vain(endpoint: Endpoint) -> str:
+        """Find no reason at first, as where much else is going on."""
+        looks.append(endpoint)
+        return refusal(endpoint) if len(looks) > 1 else ""
+
+    monkeypatch.setattr(subscriber_module, "refusal", first_in_vain)
     told: list[str] = []
     client = keys.client("app")
     with ClientApp(
@@ -319,6 +328,7 @@ def test_an_app_of_the_library_takes_part_and_comes_back_when_its_key_does(
         assert number_of(first.data) == 1
         content = keys.revoke("app")
         eventually(lambda: any("does not let this client in" in line for line in told))
+        assert sum("nothing answers" in line for line in told) == 1
         keys.rewrite("app", content)
         eventually(lambda: any("subscribed again" in line for line in told))
         app.publish_indicator(numbered(2))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 from helpers.waiting import eventually
 
 from threatbus.client import Endpoint, Undelivered
-from threatbus.client.connection import Deadline, Reply
+from threatbus.client.connection import Connections, Deadline, Manage, Reply
 from threatbus.errors import ThreatBusError
 
 
@@ -73,6 +74,24 @@ def test_a_reply_without_topic_or_ports_grants_nothing() -> None:
     assert not Reply("success", "", 1, 2).grants_subscription
     assert not Reply("success", "a" * 32, 0, 2).grants_subscription
     assert not Reply("error", "a" * 32, 1, 2).grants_subscription
+
+
+def test_a_request_does_not_wait_for_a_connection_that_the_bus_has_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # ZeroMQ lets go of such a connection for good: what is left is a socket with no pipe.
+    monkeypatch.setattr(
+        Connections, "open", lambda connections, kind: connections._context.socket(kind)
+    )
+    connections = Connections(Endpoint.parse("tcp://127.0.0.1:1"))
+    manage = Manage(connections)
+    sending = threading.Thread(target=lambda: manage.send("heartbeat", "p2p"), daemon=True)
+    sending.start()
+    sending.join(5)
+    assert not sending.is_alive()
+    assert manage.waiting
+    assert manage.take_reply() is None
+    connections.close()
 
 
 def test_an_undelivered_publication_says_how_far_it_came() -> None:

@@ -363,15 +363,16 @@ class Answers(StoppableWorker):
 def _connected(
     connect: Callable[[], Connected], stop_asked: threading.Event, on_change: Callable[[str], None]
 ) -> Connected | None:
-    """Connect, trying until it works; None if asked to stop. The first failure is told."""
+    """Connect, trying until it works; None if asked to stop. Tells why it does not."""
     backoff = Backoff(0.1, MAX_RETRY_SECS)
-    told = False
+    told = ""
     while not stop_asked.is_set():
         try:
             return connect()
         except (BusUnreachable, Refused) as error:
-            if not told:
-                on_change(f"{str(error).splitlines()[0]}; trying again until it does")
-                told = True
+            why = str(error).splitlines()[0]
+            if why != told:
+                on_change(f"{why}; trying again until it does")
+                told = why
         stop_asked.wait(backoff.next())
     return None

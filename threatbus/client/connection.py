@@ -99,16 +99,13 @@ class Manage:
         self.waiting = False
 
     def send(self, action: str, topic: object, **more: object) -> None:
-        """Send a request. None may be under way."""
-        import zmq  # noqa: PLC0415
-
+        """Send a request, which never blocks. None may be under way."""
         request = msgspec.json.encode({"action": action, "topic": topic, **more})
-        try:
-            self.socket.send(request, zmq.NOBLOCK)
-        except zmq.Again:
+        if not self._sent(request):
             # ZeroMQ has given up the connection, as it does when the bus has refused the key.
             self.give_up()
-            self.socket.send(request)
+            # The new one may be refused before this: then no reply comes, as to any other.
+            self._sent(request)
         self.waiting = True
 
     def take_reply(self) -> Reply | None:
@@ -170,6 +167,15 @@ class Manage:
         if reply is None:
             self.give_up()
         return reply
+
+    def _sent(self, request: bytes) -> bool:
+        import zmq  # noqa: PLC0415
+
+        try:
+            self.socket.send(request, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def _open(self) -> zmq.Socket[bytes]:
         import zmq  # noqa: PLC0415

@@ -83,8 +83,10 @@ class Subscriber(Session):
         self._p2p: str | None = None
         # When to do what comes next: a request, or giving up the one that is under way.
         self._due = 0.0
-        # Whether on_change was told that the bus is gone.
-        self._lost = False
+        # Why the bus is gone, as on_change was told; empty while it answers.
+        self._told = ""
+        # Which keys it objects to, once that is known.
+        self._refusal = ""
         self._backoff = Backoff(0.1, MAX_RETRY_SECS)
         self._connections = Connections(endpoint)
         self._manage = Manage(self._connections)
@@ -105,7 +107,7 @@ class Subscriber(Session):
     @property
     def stands(self) -> bool:
         """Whether the bus has answered lately, and knows this subscriber."""
-        return self._p2p is not None and not self._lost
+        return self._p2p is not None and not self._told
 
     def receive(self, timeout: float | None = None, watch: int | None = None) -> list[Message]:
         """Give the messages that have come, at least one unless `timeout` seconds are over.
@@ -132,7 +134,7 @@ class Subscriber(Session):
         """Unsubscribe, if the bus is there to hear it, and close the sockets. Idempotent."""
         p2p, self._p2p = self._p2p, None
         try:
-            if p2p is not None and not self._lost:
+            if p2p is not None and not self._told:
                 self._manage.unsubscribe(p2p)
         finally:
             self._close_sub()
@@ -218,9 +220,9 @@ class Subscriber(Session):
                 self._on_reply(reply)
             elif over:
                 self._manage.give_up()
-                # Said once, so looked for once.
-                why = "" if self._lost else refusal(self._endpoint)
-                self._failed(why or f"nothing answers at {self._endpoint}")
+                # Looked for until it is found: where much is going on, a look may be too short.
+                self._refusal = self._refusal or refusal(self._endpoint)
+                self._failed(self._refusal or f"nothing answers at {self._endpoint}")
         elif over:
             self._request()
 
@@ -238,7 +240,7 @@ class Subscriber(Session):
                 self._p2p = None
                 self._request()
             else:
-                if self._lost:
+                if self._told:
                     self._on_change(f"{self._endpoint} answers again")
                 self._answered()
         elif reply.grants_subscription:
@@ -251,13 +253,13 @@ class Subscriber(Session):
             self._failed(explain_refusal(self._endpoint, reply))
 
     def _answered(self) -> None:
-        self._lost = False
+        self._told = self._refusal = ""
         self._backoff.reset()
         self._due = time.monotonic() + HEARTBEAT_SECS
 
     def _failed(self, why: str) -> None:
-        if not self._lost:
-            self._lost = True
+        if why != self._told:
+            self._told = why
             self._on_change(f"{why}; trying again until it does")
         self._due = time.monotonic() + self._backoff.next()
 

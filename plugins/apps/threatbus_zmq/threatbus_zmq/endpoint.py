@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import zmq
@@ -241,20 +241,14 @@ class Endpoint(StoppableWorker):
             # Of this thread's own making, which wakes nobody.
             return 0
         now = self._clock()
-        waits = [moment - now for moment in self._appointments()]
-        served = self.publisher.timeout(now)
-        if served is not None:
-            waits.append(served)
-        return max(0, math.ceil(min(waits) * 1000)) if waits else -1
-
-    def _appointments(self) -> Iterator[float]:
-        """Give the times at which the loop has something to do of its own accord."""
+        due = self.publisher.due(now)
         if len(self.manager):
-            yield self._next_housekeeping
+            due = min(due, self._next_housekeeping)
         if self._last_read_until is not None:
-            yield min(self._last_read_until, self._quiet_until)
+            due = min(due, self._last_read_until, self._quiet_until)
         if self._drain_until is not None:
-            yield self._drain_until
+            due = min(due, self._drain_until)
+        return -1 if due == math.inf else max(0, math.ceil((due - now) * 1000))
 
     def _watch_sub(self, wanted: bool) -> None:
         if wanted == self._reading:

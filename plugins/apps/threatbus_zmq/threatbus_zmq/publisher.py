@@ -9,6 +9,7 @@ in pipe and kernel buffers when a connection broke is lost.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -48,6 +49,9 @@ SETTLE_SECS: Final = 0.2
 MAX_UPSTREAM_BYTES: Final = 1024
 #: Such frames that one turn of the loop deals with.
 UPSTREAM_PER_TURN: Final = 1000
+#: Letters of a P2P topic by which ZeroMQ finds its pipe: it goes letter by letter, for each frame.
+#: Enough that no two are the same; if they were, the app's SUB would still tell them apart.
+ROUTE_LENGTH: Final = 12
 #: Prefixes that SUBs of one subscriber may name.
 MAX_PREFIXES: Final = 16
 #: Bytes of prefixes without an issued topic that one connection may name; ZeroMQ keeps them.
@@ -327,12 +331,13 @@ class Publisher:
                 budget -= self._send_batch(delivery, now)
         return not self._round
 
-    def timeout(self, now: float) -> float | None:
-        """Give the seconds until a subscriber is to be served; 0 for at once, None for none."""
+    def due(self, now: float) -> float:
+        """Give the time at which a subscriber is to be served: `now` or later, else infinity."""
         if self._ready or self._round:
-            return 0.0
-        times = [delivery.retry_at for delivery in self._active.values()]
-        return max(0.0, min(times) - now) if times else None
+            return now
+        if not self._active:
+            return math.inf
+        return max(now, min(delivery.retry_at for delivery in self._active.values()))
 
     def expired(self, now: float, grace: float) -> list[str]:
         """Give the topics of subscribers that have been away for more than `grace` seconds."""
@@ -404,7 +409,7 @@ class Publisher:
         if not self._aligned:
             hang_up(source)
             return
-        socket.setsockopt(zmq.SUBSCRIBE, prefix)
+        socket.setsockopt(zmq.SUBSCRIBE, _route(prefix))
         if source is not None and (prefix, source) in delivery.subscribed:
             # The same SUB says it once more; when it goes, this is reported once.
             return
@@ -452,7 +457,7 @@ class Publisher:
     ) -> None:
         """Note that a SUB has unsubscribed, or, if `source` is None, that its connection ended."""
         if source is not None and self._aligned:
-            socket.setsockopt(zmq.UNSUBSCRIBE, prefix)
+            socket.setsockopt(zmq.UNSUBSCRIBE, _route(prefix))
         if delivery is None:
             return
         _remove(delivery.subscribed, prefix, source)
@@ -521,6 +526,11 @@ class Publisher:
         if not delivery.waiting:
             self._active.pop(delivery.p2p, None)
         return sent
+
+
+def _route(prefix: bytes) -> bytes:
+    """Give what ZeroMQ is to look for in a frame, for a SUB that is let in with `prefix`."""
+    return prefix[:ROUTE_LENGTH] if len(prefix) == mapping.P2P_LENGTH else prefix
 
 
 def _stall(delivery: Delivery, now: float) -> None:

@@ -172,6 +172,7 @@ class Receiver:
         self._log = RateLimited(logger)
         self.slow_lane = SlowLane(reader, inq, rejects, wake)
         self._recv: Callable[..., Any] = _nothing
+        self._get: Callable[..., Any] = _nothing
         self.socket: zmq.Socket[bytes] | None = None
         # The port that it is bound to.
         self._door = 0
@@ -203,6 +204,7 @@ class Receiver:
             raise
         self._door = port_of(socket)
         self._recv = zmq.backend.Socket.recv.__get__(socket)
+        self._get = zmq.backend.Socket.get.__get__(socket)
         return socket
 
     @property
@@ -229,21 +231,27 @@ class Receiver:
     def _read(self) -> list[bytes]:
         """Read what is there, up to about `BATCH` frames and `BATCH_BYTES`."""
         recv = self._recv
-        frames: list[bytes] = []
-        size = 0
+        try:
+            frames: list[bytes] = [recv(zmq.NOBLOCK)]
+        except zmq.Again:
+            return []
+        if not self._has_more():
+            return frames
+        size = len(frames[0])
         try:
             while len(frames) < BATCH and size < BATCH_BYTES:
                 start = len(frames)
                 for _ in range(READS):
                     frames.append(recv(zmq.NOBLOCK))
                 size += sum(map(len, frames[start:]))
-        except zmq.Again:
-            pass
         except zmq.ZMQError:
-            # What has been read goes on; the next turn meets the error again.
-            if not frames:
-                raise
+            # Nothing more, or an error: what has been read goes on, the next turn meets it again.
+            pass
         return frames
+
+    def _has_more(self) -> bool:
+        """Say whether there is another frame. To be told by an error costs twice as much."""
+        return bool(self._get(zmq.EVENTS) & zmq.POLLIN)
 
     def _read_from_clients(self, gatekeeper: Gatekeeper) -> tuple[Batch, int]:
         """Read as `_read` does what clients send, and count the frames.
@@ -281,7 +289,7 @@ class Receiver:
         if self.socket is not None:
             self.socket.close(0)
         self.socket = self.monitor = None
-        self._recv = _nothing
+        self._recv = self._get = _nothing
 
     def _on_cut(self, host: str) -> None:
         limit = self._max_message_size
