@@ -134,6 +134,9 @@ def pass_hours(count: int, messages: int, share: Share, dice: random.Random) -> 
                 )
             )
             _print(hours[-1].cells)
+        if hours[-1].failures:
+            # Only here: the log goes with the bus.
+            print(f"\nthe last failure:\n{bus.log[bus.log.rindex('Traceback') - 500 :][:3000]}")
     return hours
 
 
