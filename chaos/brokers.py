@@ -6,7 +6,7 @@ import signal
 import time
 from abc import abstractmethod
 
-from chaos.room import Room
+from chaos.room import RATE, Room
 from chaos.scenario import Scenario
 from testbed.bus import BusProcess
 from testbed.proxy import Proxy
@@ -60,6 +60,7 @@ class RabbitPaused(_OneBusToAnother):
         """Stop and continue it."""
         node.signal(signal.SIGSTOP)
         time.sleep(3)
+        room.check_felt(int(RATE), "RabbitMQ was paused")
         node.signal(signal.SIGCONT)
         room.over()
 
@@ -132,6 +133,17 @@ class NetworkCut(_Network):
             way.is_down = False
             room.pause(0.1, 0.5)
 
+    def look(self, room: Room, buses: list[BusProcess]) -> None:
+        """Hold that connections had to be made anew."""
+        super().look(room, buses)
+        again = sum(
+            connection["reconnects"]
+            for bus in buses
+            for plugin in bus.status()["plugins"]
+            for connection in plugin["connections"]
+        )
+        room.check(again > 0, "no connection was cut")
+
 
 class NetworkDelayed(_Network):
     """Each chunk takes 150 ms."""
@@ -144,6 +156,8 @@ class NetworkDelayed(_Network):
         for way in ways:
             way.delay = 0.15
         room.pause(3)
+        # What was sent in the time of one of the ways alone.
+        room.check_felt(int(RATE * 0.15), "the network was slow")
         for way in ways:
             way.delay = 0.0
 
@@ -159,6 +173,8 @@ class NetworkHalved(_Network):
         for way in ways:
             way.bytes_per_second = 120_000
         room.pause(3)
+        # Half of what was sent meanwhile, and with a third of it there is no doubt.
+        room.check_felt(int(RATE * room.scale), "the network was narrow")
         for way in ways:
             way.bytes_per_second = None
 
@@ -172,9 +188,16 @@ class NetworkDeaf(_Network):
 
     def harm(self, room: Room, ways: list[Proxy]) -> None:
         """Let nothing come back on the connections that there are."""
-        room.notes.append(f"found out by heartbeats of {self.heartbeat} s")
         for way in ways:
             way.freeze(answers_only=True)
+        room.until(lambda: room.ledger.behind > RATE, "the reader's bus hears nothing")
+
+    def look(self, room: Room, buses: list[BusProcess]) -> None:
+        """Hold that the buses have found out by themselves."""
+        super().look(room, buses)
+        for bus in buses:
+            room.check("heartbeats" in bus.log, "no heartbeat was missed")
+        room.notes.append(f"found out by heartbeats of {self.heartbeat} s")
 
 
 class BusOnRabbitKilled(Scenario):

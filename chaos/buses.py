@@ -108,6 +108,7 @@ class DiskFull(Scenario):
         room.pause(3)
         garbage.stop()
         room.check(bus.is_alive() and bus.answers(5), "the bus does not answer on a full disk")
+        room.check("rejected messages not kept" in bus.log, "the reject store found room")
         disk.free()
         room.over()
         room.pause(1.5)

@@ -90,6 +90,11 @@ class Ledger:
         return sum(len(sheet.arrived) for sheet in self._sheets)
 
     @property
+    def behind(self) -> int:
+        """How many deliveries are still to come of what has been sent so far."""
+        return self.owed - self.delivered
+
+    @property
     def duplicated(self) -> int:
         """How many copies came beyond the first."""
         return sum(sheet.copies.total() - len(sheet.copies) for sheet in self._sheets)

@@ -13,6 +13,7 @@ from chaos.room import Room
 from chaos.scenario import Scenario
 from fuzz.mutation import mutate
 from fuzz.targets import TARGETS
+from testbed.bus import BusProcess
 
 #: Different bad frames that are made before the flood, which is to be as fast as sockets are.
 FRAMES: Final = 2000
@@ -79,8 +80,12 @@ class _Garbage(Scenario):
         room.pause(1)
         room.settle()
         room.check(flood.sent > 1000, f"the flood was none: {flood.sent}")
+        self.look(room, bus)
         room.check(memory < 600 * 1024 * 1024, f"memory grew to {memory:,} bytes")
         room.check_bus(bus)
+
+    def look(self, room: Room, bus: BusProcess) -> None:
+        """Hold what must hold of the bus besides."""
 
 
 class GarbageAtSub(_Garbage):
@@ -91,6 +96,11 @@ class GarbageAtSub(_Garbage):
 
     def __init__(self) -> None:
         super().__init__("sub", zmq.XPUB, bad_documents)
+
+    def look(self, room: Room, bus: BusProcess) -> None:
+        """Hold that the garbage was counted."""
+        rejected = sum(bus.status()["rejected"].values())
+        room.check(rejected > 1000, f"only {rejected} were counted as rejected")
 
 
 class GarbageAtManage(_Garbage):

@@ -178,6 +178,11 @@ class Room:
         if not holds:
             self.broken.append(otherwise)
 
+    def check_felt(self, least: int, fault: str) -> None:
+        """Hold that a fault which holds messages up does so now: `least` of them are behind."""
+        behind = self.ledger.behind
+        self.check(behind >= least, f"{fault}, and only {behind} messages were held up by it")
+
     def check_bus(self, bus: BusProcess) -> None:
         """Hold that a bus lives, answers, and that no worker of it has failed."""
         self.check(bus.is_alive(), "the bus has ended")

@@ -45,7 +45,9 @@ class Soak(Scenario):
         room.settle()
         room.check_bus(bus)
         room.notes.append(f"{guests} subscribers came and went")
-        if early is not None:
+        if early is None:
+            room.broken.append("it was over before there was anything to compare with")
+        else:
             room.broken += late.growth(early, SLACK_BYTES, leaving=4)
             room.notes.append(
                 f"memory {early.memory / MIB:.0f} to {late.memory / MIB:.0f} MiB, threads "

@@ -31,14 +31,15 @@ def run(
 ) -> int:
     """Check all `seeds`, then mutations of them, and of mutations; gives how many inputs.
 
-    Ends after `runs` inputs or `seconds`. Raises `Finding` from what `check` raised.
+    Ends after `runs` inputs or `seconds`, but not before all seeds. Raises `Finding` from what
+    `check` raised.
     """
     dice = random.Random(seed)
     seeds = list(seeds) or [b"{}"]
     pool = list(seeds)
     deadline = time.monotonic() + seconds
     done = 0
-    while (runs is None or done < runs) and time.monotonic() < deadline:
+    while done < len(seeds) or ((runs is None or done < runs) and time.monotonic() < deadline):
         # Half of them from a seed: mutations of mutations end up as something that nobody reads.
         parent = dice.choice(seeds if dice.random() < 0.5 else pool)
         data = seeds[done] if done < len(seeds) else mutate(parent, dice, pool)

@@ -37,7 +37,7 @@ class Target:
 
 
 def _border() -> Check:
-    """The border accepts what the library accepts, and its fast path nothing that it does not."""
+    """What the border takes, the library takes for the same; its fast path takes no more."""
     import stix2  # noqa: PLC0415
 
     border = Border()

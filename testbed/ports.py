@@ -1,19 +1,44 @@
-"""Ports that nobody listens on, and the three that an endpoint listens on."""
+"""Ports that nobody listens on, and the three that an endpoint listens on.
+
+They are bound some time after they were picked, often by another process, and nobody may take them
+meanwhile. So they are none of those that Linux gives to outgoing connections (32768 and above,
+ip(7)); and a process picks one after the other, from where chance has it begin, so that it picks
+none twice and hardly ever one that another process has just picked.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import itertools
+import random
 import socket
-from typing import Self
+from collections.abc import Iterator
+from typing import Final, Self
+
+_RANGE: Final = range(16_000, 32_000)
+
+
+def _candidates() -> Iterator[int]:
+    # Not the generator that a test may have seeded.
+    first = random.SystemRandom().randrange(len(_RANGE))
+    return itertools.cycle([*_RANGE[first:], *_RANGE[:first]])
+
+
+# One for the whole process, or it would pick a port twice before it is bound.
+_next_candidates: Final = _candidates()
 
 
 def free_ports(count: int) -> list[int]:
     """Give `count` different TCP ports of the loopback interface that are free now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    return list(itertools.islice(filter(_is_free, _next_candidates), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ from testbed.ports import free_ports
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _CTL = Path("/usr/lib/rabbitmq/lib")
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
-START_SECS = 60.0
+START_SECS = 100.0
 
 
 class RabbitNode:
@@ -122,7 +122,7 @@ class RabbitNode:
             env=self._environment,
             text=True,
             capture_output=True,
-            timeout=60,
+            timeout=100,
             check=True,
         )
         return done.stdout

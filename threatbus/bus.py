@@ -10,16 +10,14 @@ It knows subscribers and messages, and nothing of the tools at the ends.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -28,11 +26,12 @@ from threatbus import config as bus_config
 from threatbus import plugins
 from threatbus.border import Border
 from threatbus.control import ControlSocket
-from threatbus.errors import ControlError, Overflow, PluginError, Refused
+from threatbus.draining import wait_while_it_drains
+from threatbus.errors import ControlError, PluginError, Refused
 from threatbus.gate import Gate
 from threatbus.hookspecs import APP_GROUP, BACKBONE_GROUP
 from threatbus.intake import Intake
-from threatbus.messages import INTERNAL_PREFIX, STIX_PREFIX
+from threatbus.messages import INTERNAL_PREFIX
 from threatbus.observe.observer import Kind, Observer, PluginRecord
 from threatbus.observe.view import BusState, BusView, PluginState
 from threatbus.plugins import InstalledPlugin, Plugin
@@ -40,224 +39,15 @@ from threatbus.queues import Bounds, MessageQueue, OverflowPolicy
 from threatbus.rejects import RejectStore
 from threatbus.services import Services
 from threatbus.snapshots import Snapshots
-from threatbus.subscribers import ForeignFeeder, ForeignQueue, Subscriber
+from threatbus.subscribers import Subscriber
+from threatbus.subscriptions import Subscriptions
 
 logger = logging.getLogger("threatbus.bus")
 
 #: Seconds that one plugin's `stop` may take before the bus goes on without it.
 STOP_TIMEOUT_SECS = 5.0
-#: Seconds after which a reader that has taken nothing is not waited for at the end.
-STALLED_SECS = 1.0
 #: Stands for a section that is not there; null is one that is.
 _NONE: Final = object()
-
-
-@dataclass(frozen=True)
-class _Subscription:
-    """A subscribed queue: what it was given as, what backbones see, who feeds and drains it."""
-
-    given: object
-    subscriber: Subscriber
-    feeder: ForeignFeeder | None
-    drained_by_plugin: bool
-    told: set[str] = field(default_factory=set)
-    """The topics that the backbones know of: those that no shorter one covers."""
-
-    @property
-    def waiting(self) -> int:
-        """How many messages the plugin has not taken yet."""
-        return self.feeder.waiting if self.feeder else self.subscriber.queue.qsize()
-
-
-class Subscriptions:
-    """All subscribers of a bus; the only place that calls the backbones' subscribe hooks.
-
-    `make_outq` makes the queue that stands before a foreign one, `on_gone` hears of subscribers
-    that have lost their last topic. Callable from any thread, but for one that delivers for a
-    backbone: that may hold locks which its hooks want. One lock orders changes, so that a
-    subscriber's topics and what the backbones know of them stay the same.
-    """
-
-    def __init__(
-        self, make_outq: Callable[[str], MessageQueue], on_gone: Callable[[Subscriber], None]
-    ) -> None:
-        self._backbones: Sequence[Plugin] = ()
-        self._make_outq = make_outq
-        self._on_gone = on_gone
-        # Guards the fields below, and the topics of every subscriber.
-        self._lock = threading.RLock()
-        self._by_queue: dict[int, _Subscription] = {}
-        # Feeders of queues that were unsubscribed, which hand over the rest.
-        self._finishing: list[ForeignFeeder] = []
-        self._numbers = itertools.count(1)
-        self._closed = False
-
-    def backbones_are(self, backbones: Sequence[Plugin]) -> None:
-        """Say which backbones run; called once, before the first subscription."""
-        self._backbones = backbones
-
-    def admit(
-        self, q: object, *, drained_by_plugin: bool = False, record: PluginRecord | None = None
-    ) -> Subscriber:
-        """Give the subscriber for `q`, a new one unless there is one; it gets nothing yet.
-
-        `record` is that of the plugin that subscribes.
-        Raises `Overflow` for a queue that is closed, and when the bus is stopping.
-        """
-        with self._lock:
-            if self._closed:
-                raise Overflow("the bus is stopping and takes no more subscribers")
-            found = self._by_queue.get(id(q))
-            if found is None:
-                found = self._make(q, drained_by_plugin, record)
-                self._by_queue[id(q)] = found
-            return found.subscriber
-
-    def add(self, topics: Sequence[str], q: object) -> None:
-        """Let `q`, which is admitted, receive what matches `topics`, besides what it receives."""
-        with self._lock:
-            found = self._by_queue.get(id(q))
-            if found is None:
-                return
-            found.subscriber.topics.update(_stix_only(topics))
-            self._tell(found)
-
-    def remove(self, topics: Sequence[str], q: object) -> None:
-        """End subscriptions of `q`; with the last one its outq is closed.
-
-        A foreign queue still gets what had come before.
-        """
-        with self._lock:
-            found = self._by_queue.get(id(q))
-            if found is None:
-                return
-            found.subscriber.topics.difference_update(_stix_only(topics))
-            self._tell(found)
-            if found.subscriber.topics:
-                return
-            del self._by_queue[id(q)]
-            self._finishing = [feeder for feeder in self._finishing if feeder.is_alive()]
-            if found.feeder is not None:
-                self._finishing.append(found.feeder)
-        if found.feeder is not None:
-            found.feeder.finish()
-        else:
-            # Nobody may read it any more, and full it would hold up the sources.
-            found.subscriber.queue.close()
-        if found.subscriber.outlet is not None:
-            found.subscriber.outlet.ended()
-        self._on_gone(found.subscriber)
-
-    def current(self) -> list[Subscriber]:
-        """Give all subscribers."""
-        with self._lock:
-            return [found.subscriber for found in self._by_queue.values()]
-
-    def drain(self, deadline: float) -> int:
-        """Wait for the readers of queues that no plugin drains; give the number that remains.
-
-        Ends at `deadline`, or when nobody has taken anything for `STALLED_SECS`.
-        """
-        with self._lock:
-            own = [found for found in self._by_queue.values() if not found.drained_by_plugin]
-        least, since = sum(found.waiting for found in own), time.monotonic()
-        while least and time.monotonic() < min(deadline, since + STALLED_SECS):
-            time.sleep(0.005)
-            waiting = sum(found.waiting for found in own)
-            if waiting < least:
-                least, since = waiting, time.monotonic()
-        for found in own:
-            if found.waiting:
-                name = found.subscriber.name
-                logger.warning("%d messages for %s remain undelivered", found.waiting, name)
-        return sum(found.waiting for found in own)
-
-    def close(self) -> None:
-        """End all subscriptions, and take no more."""
-        with self._lock:
-            self._closed = True
-            everything = list(self._by_queue.values())
-        for found in everything:
-            self.remove(list(found.subscriber.topics), found.given)
-        with self._lock:
-            finishing = list(self._finishing)
-        for feeder in finishing:
-            feeder.stop()
-
-    def _make(
-        self, q: object, drained_by_plugin: bool, record: PluginRecord | None
-    ) -> _Subscription:
-        feeder = None
-        if isinstance(q, MessageQueue):
-            outq = q
-            if outq.closed:
-                raise Overflow(f"{outq.name} is closed: subscribe with a new queue")
-        else:
-            outq = self._make_outq(f"foreign queue {next(self._numbers)}")
-            feeder = ForeignFeeder(outq, cast("ForeignQueue", q), lambda: self._end_soon(q))
-            feeder.start()
-        outq.when_overflowed(lambda: self._end_soon(q))
-        subscriber = Subscriber(
-            outq.name,
-            outq,
-            several_backbones=len(self._backbones) > 1,
-            outlet=record.subscribed(outq) if record is not None else None,
-        )
-        return _Subscription(q, subscriber, feeder, drained_by_plugin)
-
-    def _end_soon(self, q: object) -> None:
-        """End the subscription of a queue that overflowed or refused.
-
-        Called by whoever delivers, so in a thread of its own; see the class.
-        """
-        threading.Thread(target=self._end, args=(q,), name="unsubscriber", daemon=True).start()
-
-    def _end(self, q: object) -> None:
-        with self._lock:
-            found = self._by_queue.get(id(q))
-            topics = list(found.subscriber.topics) if found else []
-        if found is not None and found.given is q:
-            self.remove(topics, q)
-            logger.error("%s is unsubscribed: it did not take its messages", found.subscriber.name)
-
-    def _tell(self, found: _Subscription) -> None:
-        """Have the backbones know what `found` is to receive now.
-
-        Of topics that overlap they hear the shortest only, for not every backbone sees to it that
-        such a subscriber gets one copy. New topics come before old ones go, so nothing is missed.
-        """
-        wanted = _shortest(found.subscriber.topics)
-        for hook, topics in (
-            ("subscribe", wanted - found.told),
-            ("unsubscribe", found.told - wanted),
-        ):
-            for topic in topics:
-                for backbone in self._backbones:
-                    backbone.call_safely(hook, topic=topic, q=found.subscriber)
-        found.told.clear()
-        found.told.update(wanted)
-
-
-def _shortest(topics: Iterable[str]) -> set[str]:
-    """Give those of `topics` that begin with no other one."""
-    shortest: set[str] = set()
-    for topic in sorted(topics):
-        if not topic.startswith(tuple(shortest)):
-            shortest.add(topic)
-    return shortest
-
-
-def _stix_only(topics: Sequence[str]) -> list[str]:
-    """Give the topics as backbones get them: the bus's internal messages are for nobody else.
-
-    The one topic that matches both, the empty one, is narrowed to STIX.
-    """
-    narrowed = [topic or STIX_PREFIX for topic in topics]
-    return [
-        topic
-        for topic in narrowed
-        if not INTERNAL_PREFIX.startswith(topic) and not topic.startswith(INTERNAL_PREFIX)
-    ]
 
 
 class ThreatBus:
@@ -514,11 +304,9 @@ class ThreatBus:
         What else is different there is logged, since it takes a restart. Raises `InvalidConfig`
         or `ConfigError` and changes nothing if anything in `config` is wrong.
         """
-        apps, backbones = plugins.installed(APP_GROUP), plugins.installed(BACKBONE_GROUP)
-        checked = bus_config.read(config, apps, backbones)
-        bus_logging.setup(checked.core.logging, "threatbus")
-        for warning in checked.warnings:
-            logger.warning("%s", warning)
+        checked = _configured(
+            config, plugins.installed(APP_GROUP), plugins.installed(BACKBONE_GROUP)
+        )
         if waiting := self._changed_sections(checked):
             logger.warning("takes effect at the next start only: %s", ", ".join(waiting))
 
@@ -577,13 +365,11 @@ class ThreatBus:
             if backbone.has("drain"):
                 left = self._drain_by_plugin(backbone, deadline)
             else:
-                inq = self._inqs[backbone.name]
-                # Of the old kind: it says task_done() for each message, if it keeps to the API.
-                inq.join(max(0.0, min(deadline - time.monotonic(), STOP_TIMEOUT_SECS)))
-                left = inq.qsize()
+                left = _drain_inq(self._inqs[backbone.name], deadline)
             if left:
                 logger.warning("%d messages remain in backbone %s", left, backbone.name)
             remaining += left
+        remaining += self.subscriptions.hand_over(deadline)
         for app in self._apps:
             remaining += self._drain_by_plugin(app, deadline)
         return remaining + self.subscriptions.drain(deadline)
@@ -637,13 +423,32 @@ def start(config: Any) -> ThreatBus:
     a plugin raises to say that the bus must not start without it.
     """
     apps, backbones = plugins.installed(APP_GROUP), plugins.installed(BACKBONE_GROUP)
+    checked = _configured(config, apps, backbones)
+    bus = ThreatBus(checked, _loaded(apps, checked.apps), _loaded(backbones, checked.backbones))
+    bus._start()
+    return bus
+
+
+def _configured(
+    config: Any, apps: dict[str, InstalledPlugin], backbones: dict[str, InstalledPlugin]
+) -> bus_config.Checked:
+    """Check a configuration, and log as it says from now on."""
     checked = bus_config.read(config, apps, backbones)
     bus_logging.setup(checked.core.logging, "threatbus")
     for warning in checked.warnings:
         logger.warning("%s", warning)
-    bus = ThreatBus(checked, _loaded(apps, checked.apps), _loaded(backbones, checked.backbones))
-    bus._start()
-    return bus
+    return checked
+
+
+def _drain_inq(inq: MessageQueue, deadline: float) -> int:
+    """Let a backbone of the old kind take what is on its inq; give what it has not taken."""
+
+    def waiting() -> int:
+        # It says task_done() for each message, if it keeps to the API.
+        return inq.unfinished + inq.qsize()
+
+    wait_while_it_drains(waiting, deadline, STOP_TIMEOUT_SECS)
+    return inq.qsize()
 
 
 def _loaded(found: dict[str, InstalledPlugin], wanted: Any) -> list[Plugin]:

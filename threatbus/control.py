@@ -265,6 +265,8 @@ def _explained(path: Path, error: OSError) -> str:
                 "there is no socket. Is it running? If its state_directory is another, "
                 "give its configuration with -c, or the socket with --socket"
             )
+        case ConnectionRefusedError() if not path.is_socket():
+            return f"it is no socket. The socket of a bus is {SOCKET_NAME} in its state directory"
         case ConnectionRefusedError():
             return "the bus that made the socket has ended without removing it. Start it again"
         case PermissionError():

@@ -55,11 +55,15 @@ class ConfigError(ThreatBusError):
 
 
 class InvalidConfig(ThreatBusError):
-    """A configuration that cannot be started; `errors` holds every reason at once."""
+    """A configuration that cannot be started; `errors` holds every reason at once.
 
-    def __init__(self, errors: Sequence[ConfigError]) -> None:
+    `warnings` is what else is odd about it, and may be why: a variable that has no effect.
+    """
+
+    def __init__(self, errors: Sequence[ConfigError], warnings: Sequence[str] = ()) -> None:
         self.errors = tuple(errors)
-        super().__init__(self.errors)
+        self.warnings = tuple(warnings)
+        super().__init__(self.errors, self.warnings)
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)

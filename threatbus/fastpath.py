@@ -14,20 +14,22 @@ their own for an extension changes the library's verdict, not this one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
+from itertools import product
 from operator import attrgetter
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import msgspec
 
-from threatbus.patterns import are_certain as patterns_are_certain
+from threatbus import patterns
 
 #: Nesting up to which a document is carried; the bus reads nothing that is deeper than four.
 MAX_DEPTH = 100
 
-#: Documents that are checked together.
+#: Documents that are checked together, and how many it takes to have an advantage of it.
 RUN = 50
+FEW = 2
 
 INDICATOR_TOPIC = "stix2/indicator"
 SIGHTING_TOPIC = "stix2/sighting"
@@ -163,21 +165,25 @@ _UUID_SHAPE = "00000000-0000-0000-0000-000000000000"
 _VARIANTS = frozenset("89abAB")
 
 
-class _Ids(NamedTuple):
-    """One kind of ids: what they begin with, and their shape."""
+class _Keys(NamedTuple):
+    """A kind of keys: ids of one type, each with so many times, joined by "|"."""
 
     prefix: str
-    shape: bytes
+    shapes: frozenset[bytes]
 
     @classmethod
-    def of(cls, kind: str) -> _Ids:
-        return cls(f"{kind}--", f"{kind}--{_UUID_SHAPE}".encode().translate(_TO_SHAPE))
+    def of(cls, name: str, moments: int = 0) -> _Keys:
+        """Make the kind for ids of type `name` with `moments` times."""
+        head = f"{name}--{_UUID_SHAPE}".encode().translate(_TO_SHAPE)
+        combinations = product(_MOMENT_SHAPES, repeat=moments)
+        return cls(f"{name}--", frozenset(b"|".join((head, *times)) for times in combinations))
 
 
-_INDICATORS = _Ids.of("indicator")
-_SIGHTINGS = _Ids.of("sighting")
-_IDENTITIES = _Ids.of("identity")
-_MARKINGS = _Ids.of("marking-definition")
+_INDICATOR_IDS = _Keys.of("indicator")
+_INDICATORS = _Keys.of("indicator", 3)
+_SIGHTINGS = _Keys.of("sighting", 2)
+_IDENTITIES = _Keys.of("identity")
+_MARKINGS = _Keys.of("marking-definition")
 _to_be_checked = attrgetter("id", "created", "modified", "valid_from", "pattern")
 _from_iso = datetime.fromisoformat  # checks the calendar, once the shape is right
 
@@ -210,7 +216,7 @@ class FastPath:
         topics: list[str] = []
         for start in range(0, len(documents), RUN):
             run = documents[start : start + RUN]
-            if self._are_ordinary(run):
+            if len(run) >= FEW and self._are_ordinary(run):
                 topics += [INDICATOR_TOPIC] * len(run)
                 continue
             recognised = self._recognise_run(run)
@@ -228,7 +234,14 @@ class FastPath:
 
     def _recognise_run(self, run: Sequence[bytes]) -> list[str]:
         found = self._decode_run(run)
-        return [document.topic for document in found[: _count_certain(found, run)]]
+        topics = [document.topic for document in found]
+        parts = [(found, run)] if len(set(topics)) == 1 else _by_kind(found, run)
+        if all(_are_certain(*part) for part in parts):
+            return topics
+        for number, document in enumerate(found):
+            if not _are_certain((document,), run[number:]):
+                return topics[:number]
+        return topics
 
     def _decode_run(self, run: Sequence[bytes]) -> list[_Document]:
         """Decode documents, up to the first that no tier takes."""
@@ -255,6 +268,8 @@ class FastPath:
         for name in names - _NAMES[document.topic]:
             if not "a" <= name[:1] <= "z" or name in _UNSURE_NAMES:
                 raise ValueError(name)
+        if not depth_is_at_most(MAX_DEPTH, data):
+            raise ValueError(MAX_DEPTH)
         return document
 
 
@@ -275,84 +290,95 @@ def depth_is_at_most(limit: int, data: bytes) -> bool:
 
 
 def _ordinary_are_certain(run: Sequence[_OrdinaryIndicator]) -> bool:
-    """Check what the decoder could not; ValueError for a day that is in no calendar."""
-    ids, created, modified, valid_from, patterns = zip(*map(_to_be_checked, run), strict=True)
+    """Check what the decoder could not, of all at once; ValueError for a day in no calendar."""
+    ids, created, modified, valid_from, texts = zip(*map(_to_be_checked, run), strict=True)
     return (
-        _ids_are_certain(ids, _INDICATORS)
+        _keys_are_certain(ids, _INDICATOR_IDS)
         and _moments_are_certain({*created, *modified, *valid_from})
-        and patterns_are_certain(patterns)
+        and patterns.are_certain(texts)
     )
 
 
-def _count_certain(run: Sequence[_Document], documents: Sequence[bytes]) -> int:
-    """Count how many from the first on are certain."""
-    if _are_certain(run, documents):
-        return len(run)
-    half = len(run) // 2
-    if not half:
-        return 0
-    count = _count_certain(run[:half], documents)
-    return count if count < half else half + _count_certain(run[half:], documents[half:])
+def _by_kind(
+    run: Sequence[_Document], documents: Sequence[bytes]
+) -> Iterable[tuple[Sequence[_Document], Sequence[bytes]]]:
+    """Part a run into its indicators and its sightings, with their documents."""
+    for kind in (_Indicator, _Sighting):
+        numbers = [number for number, document in enumerate(run) if isinstance(document, kind)]
+        if numbers:
+            yield [run[number] for number in numbers], [documents[number] for number in numbers]
 
 
 def _are_certain(run: Sequence[_Document], documents: Sequence[bytes]) -> bool:
-    """Check what the decoder could not."""
+    """Check what the decoder could not; all are indicators, or all are sightings."""
     authors = [it.created_by_ref for it in run if it.created_by_ref is not None]
-    markings = [ref for it in run for ref in it.object_marking_refs or ()]
+    markings = [ref for it in run if it.object_marking_refs for ref in it.object_marking_refs]
     try:
-        return (
-            _ids_are_certain(authors, _IDENTITIES)
-            and _ids_are_certain(markings, _MARKINGS)
-            and _indicators_are_certain([it for it in run if isinstance(it, _Indicator)])
-            and _sightings_are_certain([it for it in run if isinstance(it, _Sighting)])
-            and all(map(_common_is_certain, run, documents))
-        )
+        if authors and not _keys_are_certain(authors, _IDENTITIES):
+            return False
+        if markings and not _keys_are_certain(markings, _MARKINGS):
+            return False
+        if isinstance(run[0], _Indicator):
+            certain = _indicators_are_certain(cast(Sequence[_Indicator], run))
+        else:
+            certain = _sightings_are_certain(cast(Sequence[_Sighting], run), documents)
     except ValueError:  # a day that is in no calendar
         return False
+    return certain and all(map(_common_is_certain, run, documents))
 
 
 def _indicators_are_certain(run: Sequence[_Indicator]) -> bool:
-    moments = set()
-    patterns = []
+    keys = [f"{it.id}|{it.created}|{it.modified}|{it.valid_from}" for it in run]
+    if not _keys_are_certain(keys, _INDICATORS):
+        return False
     for it in run:
-        moments |= {it.created, it.modified, it.valid_from}
-        # The library looks into a pattern only if its type is exactly "stix".
-        if it.pattern_type == "stix":
-            # It takes the grammar of STIX 2.0 for every version but 2.1.
-            if it.pattern_version not in (None, "2.1"):
-                return False
-            patterns.append(it.pattern)
-        if it.valid_until is not None:
-            moments.add(it.valid_until)
-            if not _is_later(it.valid_until, it.valid_from):
-                return False
-    return (
-        _ids_are_certain([it.id for it in run], _INDICATORS)
-        and _moments_are_certain(moments)
-        and patterns_are_certain(patterns)
-    )
-
-
-def _sightings_are_certain(run: Sequence[_Sighting]) -> bool:
-    moments = set()
-    for it in run:
-        moments |= {it.created, it.modified}
-        first, last = it.first_seen, it.last_seen
-        if first is not None:
-            moments.add(first)
-        if last is not None:
-            moments.add(last)
-            if first is not None and last != first and not _is_later(last, first):
-                return False
-        if not _is_sightable(it.sighting_of_ref):
+        created, modified, valid_from = it.created, it.modified, it.valid_from
+        _from_iso(created)
+        if modified != created:
+            _from_iso(modified)
+        if valid_from != created:
+            _from_iso(valid_from)
+        # The library looks into a pattern only if its type is exactly "stix", and takes the grammar
+        # of STIX 2.0 for every version but 2.1.
+        if it.pattern_type == "stix" and not (
+            it.pattern_version in (None, "2.1") and patterns.is_certain(it.pattern)
+        ):
             return False
+        until = it.valid_until
+        if until is not None and not (_is_moment(until) and _is_later(until, valid_from)):
+            return False
+    return True
+
+
+def _sightings_are_certain(run: Sequence[_Sighting], documents: Sequence[bytes]) -> bool:
+    keys = [f"{it.id}|{it.created}|{it.modified}" for it in run]
+    if not _keys_are_certain(keys, _SIGHTINGS):
+        return False
+    for it, data in zip(run, documents, strict=False):
+        created, modified, first, last = it.created, it.modified, it.first_seen, it.last_seen
+        _from_iso(created)
+        if modified != created:
+            _from_iso(modified)
+        if first is not None and not _is_moment(first):
+            return False
+        if last is not None and last != first:
+            if not _is_moment(last):
+                return False
+            if first is not None and not _is_later(last, first):
+                return False
         if it.count is not None and not 0 <= it.count <= 999_999_999:
             return False
         if it.observed_data_refs and not all(map(_is_observed_data, it.observed_data_refs)):
             return False
         if it.where_sighted_refs and not all(map(_is_place, it.where_sighted_refs)):
             return False
-    return _ids_are_certain([it.id for it in run], _SIGHTINGS) and _moments_are_certain(moments)
+        if not _is_sightable(it.sighting_of_ref):
+            return False
+        # What may hold anything.
+        context, indicator = it.x_threatbus_sighting_context, it.x_threatbus_indicator
+        if not (context is indicator is None or depth_is_at_most(MAX_DEPTH, data)):
+            return False
+    return True
 
 
 def _common_is_certain(it: _Document, data: bytes) -> bool:
@@ -362,38 +388,46 @@ def _common_is_certain(it: _Document, data: bytes) -> bool:
                 return False
     # Extensions with an id are unknown to the library, which takes any content from them; those
     # with a name (archive-ext, …) it checks, wherever they stand.
-    if it.extensions and not all(map(_is_extension, it.extensions)):
-        return False
-    return depth_is_at_most(MAX_DEPTH, data)
+    return it.extensions is None or (
+        all(map(_is_extension, it.extensions)) and depth_is_at_most(MAX_DEPTH, data)
+    )
 
 
-def _ids_are_certain(ids: Sequence[str], kind: _Ids) -> bool:
-    """Say whether all are ids of that kind, as the library takes them."""
-    prefix, shape = kind
-    lines = "\n".join(ids)
+def _keys_are_certain(keys: Sequence[str], kind: _Keys) -> bool:
+    """Say whether ids of that kind, and times with them, look as the library takes them.
+
+    Of all at once, since a call costs as much as what it does here.
+    """
+    lines = "\n".join(keys)
+    shapes = lines.encode().translate(_TO_SHAPE).split(b"\n")
+    variant = len(kind.prefix) + 19
     return (
-        lines.encode().translate(_TO_SHAPE) == b"\n".join([shape] * len(ids))
+        len(shapes) == len(keys)
+        and kind.shapes.issuperset(shapes)
         # The shapes are right, so each line has one place for its prefix, and for its variant.
-        and lines.count(prefix) == len(ids)
-        and _VARIANTS.issuperset(lines[len(prefix) + 19 :: len(shape) + 1])
+        and lines.count(kind.prefix) == len(keys)
+        and _VARIANTS.issuperset([key[variant] for key in keys])
+        and "T24" not in lines  # datetime.fromisoformat takes it for the next day, strptime not
     )
 
 
 def _moments_are_certain(moments: Collection[str]) -> bool:
     """Say whether all are times as the library takes them; ValueError if not in any calendar."""
-    if not moments:
-        return True
     lines = "\n".join(moments)
     shapes = lines.encode().translate(_TO_SHAPE).split(b"\n")
     if not (
         len(shapes) == len(moments)
         and _MOMENT_SHAPES.issuperset(shapes)
-        and "T24" not in lines  # datetime.fromisoformat takes it for the next day, strptime not
+        and "T24" not in lines  # see above
     ):
         return False
     for moment in moments:
         _from_iso(moment)
     return True
+
+
+def _is_moment(text: str) -> bool:
+    return _moments_are_certain((text,))
 
 
 def _is_later(moment: str, other: str) -> bool:

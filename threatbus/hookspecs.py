@@ -56,8 +56,8 @@ class AppSpec:
     def config_schema(self) -> type[msgspec.Struct]:  # type: ignore[empty-body]
         """Before the start: give the schema of the plugin's section.
 
-        With it, unknown keys and wrong values are found before anything runs; without it only
-        what `config_validators` says is checked.
+        With it, unknown keys, wrong values and broken rules (`threatbus.config.rule`) are found
+        before anything runs; without it only what `config_validators` says is checked.
         """
 
     @_app_spec
@@ -84,8 +84,9 @@ class AppSpec:
         prefix, or a list of them); with a positive ``timedelta`` the history of that span is asked
         for, and the id of the (first) snapshot is returned. ``unsubscribe_callback(topic, q)``
         ends it. `q` is a `MessageQueue` made by ``services.outq``, which is closed when its last
-        topic is unsubscribed, or any ``queue.Queue`` or ``multiprocessing.JoinableQueue``, which
-        then receives plain stix2 objects, and snapshot requests of others as data classes.
+        topic is unsubscribed, and when it has overflowed, which ends its subscription; or any
+        ``queue.Queue`` or ``multiprocessing.JoinableQueue``, which then receives plain stix2
+        objects, and snapshot requests of others as data classes.
 
         ``services.report`` takes what is to be seen of the plugin: connections, workers, numbers.
 

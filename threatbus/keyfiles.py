@@ -25,7 +25,7 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from threatbus.config import Secret, check_section
+from threatbus.config import Secret, check_section, rule
 from threatbus.errors import ConfigError, InvalidConfig
 from threatbus.messages import STIX_PREFIX
 
@@ -50,8 +50,9 @@ class ClientKeys(msgspec.Struct, frozen=True, kw_only=True):
     secret_key: Secret
     server_key: PublicKey
 
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` for a secret that is no key."""
+    @rule
+    def secret_key_is_a_key(self) -> None:
+        """Raise `ConfigError` for text that is none."""
         if not is_key(self.secret_key):
             raise ConfigError("secret_key", "no CURVE key", "a key of 40 characters")
 

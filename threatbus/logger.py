@@ -194,7 +194,6 @@ class _File(_Handler):
     """A file, opened anew when logrotate has moved it away."""
 
     def __init__(self, filename: str) -> None:
-        super().__init__()
         self._path = Path(filename).expanduser().absolute()
         try:
             self._stream = self._open()
@@ -203,6 +202,8 @@ class _File(_Handler):
             found = f"{filename!r}, which cannot be opened ({error.strerror})"
             allowed = "a file that this user may write"
             raise ConfigError("logging.filename", found, allowed) from None
+        # Last: the standard library closes at the end whatever handler was made, even in part.
+        super().__init__()
 
     def _open(self) -> TextIO:
         # Half a surrogate pair in a message must not cost the line.

@@ -86,11 +86,25 @@ _is_ssdeep = re.compile(r"[a-zA-Z0-9/+:.]{1,128}+").fullmatch
 
 def are_certain(patterns: Sequence[str]) -> bool:
     """Say whether the library surely accepts all of `patterns`, as STIX patterns of version 2.1."""
-    if _are_plain(patterns):
+    return _are_plain(patterns) or all(map(is_certain, patterns))
+
+
+def is_certain(pattern: str) -> bool:
+    """Say whether the library surely accepts `pattern`, as a STIX pattern of version 2.1."""
+    parts = pattern.split("'")
+    if (
+        len(parts) == 3
+        and parts[0] in _PLAIN_BEGINNINGS
+        and parts[2] == "]"
+        and "\\" not in pattern
+        and "hashes" not in pattern
+    ):
         return True
-    hashes = [pattern for pattern in patterns if "hashes" in pattern]
-    others = [pattern for pattern in patterns if "hashes" not in pattern]
-    return (_are_plain(others) or all(map(_is_ordinary, others))) and all(map(_is_hash, hashes))
+    if "hashes" not in pattern:
+        return _is_ordinary(pattern) is not None
+    return _is_one_hash(pattern) is not None or (
+        _hashes_are_certain(pattern) and _is_ordinary(pattern) is not None
+    )
 
 
 def _are_plain(patterns: Sequence[str]) -> bool:
@@ -101,7 +115,6 @@ def _are_plain(patterns: Sequence[str]) -> bool:
     lines = "\n".join(patterns)
     parts = lines.split("'")
     return (
-        # An empty sequence has one part, too, and it is not a beginning.
         len(parts) == 2 * len(patterns) + 1
         and parts[0] in _PLAIN_BEGINNINGS
         and parts[-1] == "]"
@@ -110,12 +123,6 @@ def _are_plain(patterns: Sequence[str]) -> bool:
         and lines.count("\n") == len(patterns) - 1
         and "\\" not in lines
         and "hashes" not in lines
-    )
-
-
-def _is_hash(pattern: str) -> bool:
-    return _is_one_hash(pattern) is not None or (
-        _hashes_are_certain(pattern) and _is_ordinary(pattern) is not None
     )
 
 

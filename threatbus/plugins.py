@@ -12,6 +12,7 @@ import importlib.metadata
 import inspect
 import logging
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,26 +25,34 @@ from threatbus.hookspecs import APP_GROUP, BACKBONE_GROUP, AppSpec, BackboneSpec
 
 logger = logging.getLogger("threatbus.plugins")
 
+#: Seconds after which it is said that a plugin's `run` has not returned yet.
+SLOW_START_SECS = 5.0
+
 _SPECS: Mapping[str, type] = {APP_GROUP: AppSpec, BACKBONE_GROUP: BackboneSpec}
 
 
 @dataclass(frozen=True)
 class InstalledPlugin:
-    """One entry point that some installed distribution offers."""
+    """A name under which an installed distribution offers an entry point, or several do."""
 
     name: str
     group: str
-    entry_point: importlib.metadata.EntryPoint
+    entry_points: Sequence[importlib.metadata.EntryPoint]
 
     @property
     def distribution(self) -> str:
         """Name and version of the distribution it comes from."""
-        found = self.entry_point.dist
-        return f"{found.name} {found.version}" if found is not None else "unknown"
+        found = [point.dist for point in self.entry_points]
+        return " and ".join(f"{each.name} {each.version}" if each else "unknown" for each in found)
 
     @cached_property
     def loaded(self) -> Plugin:
         """The plugin itself, loaded when first asked for; raises `PluginError`."""
+        if len(self.entry_points) > 1:
+            raise PluginError(
+                f"plugin {self.name} is there twice, from {self.distribution}: "
+                "uninstall what is not wanted"
+            )
         return Plugin.load(self)
 
     @property
@@ -71,10 +80,10 @@ class InstalledPlugin:
 
 def installed(group: str) -> dict[str, InstalledPlugin]:
     """Find the plugins that are installed for `group`, by name."""
-    return {
-        point.name: InstalledPlugin(point.name, group, point)
-        for point in importlib.metadata.entry_points(group=group)
-    }
+    points: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        points.setdefault(point.name, []).append(point)
+    return {name: InstalledPlugin(name, group, found) for name, found in points.items()}
 
 
 class Plugin:
@@ -102,7 +111,7 @@ class Plugin:
     def load(cls, found: InstalledPlugin) -> Plugin:
         """Import a plugin and make its object; raises `PluginError` that says what went wrong."""
         try:
-            implementation = found.entry_point.load()
+            implementation = found.entry_points[0].load()
             if inspect.isclass(implementation):
                 implementation = implementation()
         # Importing runs foreign code, which may raise anything, or ask for the end of the process.
@@ -157,14 +166,28 @@ def start(plugin: Plugin, **arguments: object) -> bool:
     """Call a plugin's `run` and say whether it runs.
 
     A `ThreatBusError` is the plugin's word that the bus must not start without it, and passes;
-    anything else is logged, and the bus does without the plugin.
+    anything else is logged, and the bus does without the plugin. SystemExit passes, too, and is
+    logged, for it says nothing itself.
     """
+    # Nothing can be done about a run() that hangs, but that it does should be known.
+    watch = threading.Timer(
+        SLOW_START_SECS,
+        logger.warning,
+        ("plugin %s has not started yet, and the bus waits for its run()", plugin.name),
+    )
+    watch.daemon = True
+    watch.start()
     try:
         plugin.call("run", **arguments)
     except ThreatBusError:
+        raise
+    except SystemExit:
+        logger.exception("plugin %s asks for the end of the process", plugin.name)
         raise
     # Its failure is its own; what the bus is to do about it, the docstring says.
     except Exception:
         logger.exception("plugin %s does not start; the bus goes on without it", plugin.name)
         return False
+    finally:
+        watch.cancel()
     return True

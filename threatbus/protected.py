@@ -1,7 +1,7 @@
 """Protected mode: what asks for no key is for this machine alone, unless the operator says so.
 
-Every plugin that binds checks its address with `check_exposure`, in its schema's ``__post_init__``:
-then `threatbus check` says what is wrong, and the bus does not start.
+Every plugin that binds checks its address with `check_exposure`, in a rule of its schema: then
+`threatbus check` says what is wrong, and the bus does not start.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def check_exposure(
     """
     if authenticated or allow_insecure or is_loopback(host):
         return
+    reach = "where other machines can take part without any authentication"
     raise ConfigError(
-        f"{section}.host",
-        f"{host!r}, where other machines can take part without any authentication",
+        "host",
+        f"{host!r}, {reach if _addresses(host) else 'which cannot be looked up'}",
         f"a loopback address such as 127.0.0.1; or {remedy}; or, if the network is protected "
         f"otherwise, say {section}.allow_insecure: true",
     )
@@ -43,25 +44,31 @@ def is_loopback(host: str) -> bool:
     `host` is an address, a host name, the name of a network interface, or ``*`` for all of them.
     A name is looked up; one that cannot be, or has any other address, too, counts as public.
     """
+    addresses = _addresses(host)
+    return bool(addresses) and all(map(_is_loopback_address, addresses))
+
+
+def _addresses(host: str) -> list[str]:
+    """Give the addresses that `host` stands for, in numbers; none if it cannot be looked up."""
     host = host.strip("[]")
     if host in ("", "*"):
-        return False
+        return ["0.0.0.0"]
     try:
-        return _is_loopback_address(host)
+        ipaddress.ip_address(host)
     except ValueError:
         pass
-    address = address_of_interface(host)
-    if address is not None:
-        return _is_loopback_address(address)
+    else:
+        return [host]
+    if address := address_of_interface(host):
+        return [address]
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return False
-    return all(_is_loopback_address(str(address[0])) for *_, address in found)
+        return []
+    return [str(address[0]) for *_, address in found]
 
 
 def _is_loopback_address(text: str) -> bool:
-    """Say so of an address in numbers; ValueError for anything else."""
     address = ipaddress.ip_address(text.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback

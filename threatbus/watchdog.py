@@ -36,7 +36,8 @@ class Watchdog:
         """Give a sign, or say in the log why not."""
         if self.interval is None:
             return
-        # Takes the locks by which subscribers and queues are kept: one that hangs is noticed.
+        # These take the locks by which subscribers and queues are kept: one that hangs is noticed.
+        self._bus.subscriptions.settle()
         self._bus.stats()
         if lost := self._bus.lost_workers:
             names = ", ".join(lost)

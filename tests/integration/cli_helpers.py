@@ -22,8 +22,8 @@ from helpers.waiting import SCALE, eventually
 from testbed.ports import Doors
 
 COMMAND = [sys.executable, "-m", "threatbus"]
-#: Seconds in which every command of these tests ends.
-SECONDS = 10.0 * SCALE
+#: Seconds in which every command of these tests ends, also where six run at once on two cores.
+SECONDS = 30.0 * SCALE
 
 
 def run(
@@ -82,11 +82,12 @@ class Process:
 
     def says(self, text: str) -> None:
         """Wait until standard error holds `text`."""
-        eventually(lambda: text in self.stderr or self._shown(), what=f"stderr holds {text!r}")
+        what = f"stderr holds {text!r}"
+        eventually(lambda: text in self.stderr or self._shown(), SECONDS, what)
 
     def lines(self, count: int) -> list[bytes]:
         """Wait for `count` lines on standard output and give them."""
-        eventually(lambda: self.stdout.count(b"\n") >= count or self._shown())
+        eventually(lambda: self.stdout.count(b"\n") >= count or self._shown(), SECONDS)
         return self.stdout.splitlines()
 
     def end(self, signum: int = signal.SIGTERM) -> int:
@@ -139,7 +140,7 @@ class Terminal:
             assert text in self.text, f"{text!r} is not in: {self.text}"
             return True
 
-        eventually(shown)
+        eventually(shown, SECONDS)
         return self.text
 
     def end(self, signum: int) -> int:
@@ -177,7 +178,9 @@ class BusProcess(Process):
             )
             super().__init__(directory / f"bus-{attempt}", "-c", str(self.config))
             # A port that was free a moment ago may have become somebody else's.
-            taken = eventually(self._started_or_ended) == "ended" and "in use" in self.stderr
+            taken = (
+                eventually(self._started_or_ended, SECONDS) == "ended" and "in use" in self.stderr
+            )
             if not taken or attempt == attempts:
                 break
         self.says("running:")

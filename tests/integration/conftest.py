@@ -20,6 +20,17 @@ def zmq_apps(start_bus: Buses) -> Iterator[Apps]:
 
 
 @pytest.fixture
+def long_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a bus wait a minute for whatever does not end when it is told to.
+
+    So a test tells what ends at once from what does not, however busy the machine is.
+    """
+    monkeypatch.setattr("threatbus.bus.STOP_TIMEOUT_SECS", 60.0)
+    monkeypatch.setattr("threatbus_misp.instance.JOIN_SECS", 60.0)
+    monkeypatch.setattr("threatbus_web.plugin.JOIN_SECS", 60.0)
+
+
+@pytest.fixture
 def bus(zmq_apps: Apps) -> ZmqBus:
     """Give a bus with a ZeroMQ endpoint."""
     return zmq_apps.bus()

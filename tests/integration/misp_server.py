@@ -667,6 +667,8 @@ class Fault:
     status: int | None = None
     #: … and this body: JSON, or text that no MISP would send.
     body: Json | str | None = None
+    #: … and, for a status that redirects, to this address.
+    location: str = ""
     #: The request is acted upon before anything else, and whatever the answer.
     done: bool = False
     #: Seconds that pass; the end of the fault ends them too.
@@ -1073,7 +1075,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = (200, b"", {}) if fault.status else self._answer(body)
         status, content, headers = answer
         if fault.status:
-            status, headers = fault.status, {}
+            status, headers = fault.status, {"Location": fault.location}
             content = self._fault_content(fault, headers)
         self._send(status, content, headers, fault)
 

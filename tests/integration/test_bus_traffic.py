@@ -15,7 +15,7 @@ from helpers.documents import (
     sighting_message,
     stix_object,
 )
-from helpers.waiting import eventually, in_threads
+from helpers.waiting import SOON, eventually, in_threads
 
 import threatbus
 from threatbus.errors import InvalidConfig, Overflow, PluginError
@@ -275,7 +275,7 @@ def test_bad_objects_on_inq_are_kept_for_the_operator_and_cost_nobody_anything(
     for item in _bad_objects():
         open_app.inq.put(item)
     open_app.inq.put(stix_object(indicator(x_own="kept")))
-    got: Any = outq.get(timeout=1)
+    got: Any = outq.get(timeout=SOON)
     assert got["x_own"] == "kept"
     assert bus.rejects.total == len(_bad_objects())
     path = bus.rejects.path

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from helpers.buses import Buses
 from helpers.documents import encode, indicator, indicator_bytes
-from helpers.waiting import eventually
+from helpers.waiting import SOON, eventually
 
 from integration.cli_helpers import OldBus
 from testbed.ports import Doors
@@ -203,7 +203,7 @@ def test_closing_ends_the_loop_over_messages(start_bus: Buses) -> None:
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
     app.close()
-    assert ended.wait(5)
+    assert ended.wait(SOON)
     assert not [each for each in threading.enumerate() if each.name.startswith("app ")]
 
 
@@ -223,7 +223,7 @@ def test_an_app_speaks_to_the_old_bus(old_bus: OldBus, monkeypatch: pytest.Monke
         app.publish_sighting(seen := sighting(json.loads(document)["id"]))
         app.flush(10)
     old_bus.manage.stop()
-    assert old_bus.sub.poll(1000)
+    assert old_bus.sub.poll(int(SOON * 1000))
     assert old_bus.sub.recv() == b"stix2/sighting " + seen
 
 
@@ -248,7 +248,7 @@ def test_an_app_answers_the_old_bus(old_bus: OldBus) -> None:
         eventually(published)
         app.flush(10)
     old_bus.manage.stop()
-    assert old_bus.sub.poll(1000)
+    assert old_bus.sub.poll(int(SOON * 1000))
     topic, _, envelope = old_bus.sub.recv().partition(b" ")
     assert topic == b"threatbus/snapshotenvelope"
     assert json.loads(envelope)["body"] == json.loads(known)

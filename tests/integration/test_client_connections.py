@@ -14,11 +14,11 @@ import pytest
 import zmq
 from helpers.buses import Buses
 from helpers.documents import indicator_bytes
-from helpers.waiting import eventually, wait_for
+from helpers.waiting import SOON, eventually, wait_for
 
 from integration.cli_helpers import FakeBus, OldBus
 from testbed.ports import Doors, free_port
-from threatbus.client import Endpoint, Publisher, Refused, Subscriber, Undelivered
+from threatbus.client import Endpoint, Publisher, Refused, Subscriber, Undelivered, silence
 from threatbus.client import subscriber as subscriber_module
 from threatbus.errors import BusUnreachable
 from threatbus.messages import Message
@@ -71,7 +71,10 @@ def test_a_listener_that_says_nothing_is_told_apart_from_a_bus() -> None:
         Subscriber(at(server.getsockname()[1]), ["stix2/"], timeout=SHORT)
 
 
-def test_another_port_of_a_bus_is_recognised_as_such(start_bus: Buses) -> None:
+def test_another_port_of_a_bus_is_recognised_as_such(
+    start_bus: Buses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "PROBE_SECS", SOON)
     doors = Doors.free()
     start_bus({"zmq": doors.section})
     for key in ("pub", "sub"):
@@ -187,7 +190,7 @@ def test_the_old_bus_is_spoken_to_as_well(old_bus: OldBus) -> None:
         publisher.publish("stix2/indicator", document)
         publisher.finish()
     old_bus.manage.stop()
-    assert old_bus.sub.poll(1000)
+    assert old_bus.sub.poll(int(SOON * 1000))
     assert old_bus.sub.recv() == b"stix2/indicator " + document
     assert old_bus.topics == set()
 
@@ -246,7 +249,7 @@ def test_a_subscriber_notices_a_restart_of_the_bus_by_the_broken_connection(
         start_bus({"zmq": doors.section})
         started.set()
 
-    with Subscriber(endpoint, ["stix2/"], timeout=SHORT, on_change=changes.append) as subscriber:
+    with Subscriber(endpoint, ["stix2/"], on_change=changes.append) as subscriber:
         other = threading.Thread(target=restart)
         other.start()
         eventually(lambda: subscriber.receive(timeout=0.05) or len(changes) == 2)
@@ -260,12 +263,16 @@ def test_a_subscriber_notices_a_restart_of_the_bus_by_the_broken_connection(
     assert "subscribed again" in changes[1]
 
 
-def test_a_publisher_whose_bus_ends_says_how_many_it_had_handed_over(start_bus: Buses) -> None:
+def test_a_publisher_whose_bus_ends_says_how_many_it_had_handed_over(
+    start_bus: Buses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     doors = Doors.free()
     bus = start_bus({"zmq": doors.section})
-    with Publisher(at(doors.manage), timeout=SHORT) as publisher:
+    with Publisher(at(doors.manage)) as publisher:
         publisher.publish("stix2/indicator", indicator_bytes())
         bus.stop()
+        # Nobody answers any more.
+        monkeypatch.setattr(publisher, "_timeout", SHORT)
         with pytest.raises(Undelivered, match="1 objects were handed over") as caught:
             publisher.finish()
     assert caught.value.handed_over == 1
@@ -315,7 +322,7 @@ def test_a_full_pipe_makes_the_publisher_wait_and_then_say_so(slow_bus: FakeBus)
         assert 0 < publisher.handed_over < 100
         assert slow_bus.sub is not None
         for _ in range(publisher.handed_over):
-            assert slow_bus.sub.poll(2000)
+            assert slow_bus.sub.poll(int(SOON * 1000))
             slow_bus.sub.recv()
         assert not slow_bus.sub.poll(50)
 

@@ -39,6 +39,7 @@ import threatbus
 class Stubborn:
     @threatbus.app
     def run(self, config):
+        RUN
         print("stubborn runs", flush=True)
         threading.Thread(target=time.sleep, args=(60,)).start()
         self.queue = multiprocessing.Queue()
@@ -145,12 +146,46 @@ def test_every_config_error_is_a_line_and_the_exit_code_2(tmp_path: Path) -> Non
         assert len(lines) >= 2
 
 
+def test_a_port_that_is_given_twice_is_found_before_the_start(tmp_path: Path) -> None:
+    config = write_config(tmp_path, Doors(1, 1, 1), pubb=1)
+    ended = run_command("check", "-c", str(config))
+    keys = [line.split(": ")[1] for line in ended.stderr.decode().splitlines()]
+    assert sorted(keys) == [f"plugins.apps.zmq.{key}" for key in ("pub", "pubb", "sub")]
+
+
+def test_a_log_file_that_cannot_be_opened_ends_the_start_with_2_and_one_line(
+    tmp_path: Path,
+) -> None:
+    config = write_config(tmp_path, Doors.free())
+    missing = str(tmp_path / "missing" / "threatbus.log")
+    ended = run_command(
+        "-c", str(config), THREATBUS_LOGGING__FILE="true", THREATBUS_LOGGING__FILENAME=missing
+    )
+    assert ended.returncode == 2
+    [line] = ended.stderr.decode().splitlines()
+    assert line.startswith("threatbus: logging.filename: ")
+
+
 def test_a_port_that_is_taken_ends_the_start_with_2_and_names_the_key(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         doors = Doors(server.getsockname()[1], *free_ports(2))
         ended = run_command("-c", str(write_config(tmp_path, doors)))
     assert ended.returncode == 2
     assert ended.stderr.startswith(b"threatbus: plugins.apps.zmq.manage: ")
+
+
+def test_a_bus_that_is_started_without_standard_streams_runs_all_the_same(tmp_path: Path) -> None:
+    config = write_config(tmp_path, Doors.free())
+    bus = subprocess.Popen(
+        ["sh", "-c", 'exec "$@" >&- 2>&- <&-', "sh", *COMMAND, "-c", str(config)],
+        env=environment(),
+    )
+    try:
+        eventually((tmp_path / "state" / "control.sock").exists)
+        bus.terminate()
+        assert bus.wait(SECONDS) == 0
+    finally:
+        bus.kill()
 
 
 def test_a_person_at_a_terminal_is_told_what_listens_and_what_to_try(
@@ -206,13 +241,13 @@ def test_a_signal_during_the_start_stops_it_cleanly_too(
     assert "stopped after" in running.stderr
 
 
-def install_stubborn(directory: Path, stop: str) -> Path:
+def install_stubborn(directory: Path, stop: str, run: str = "pass") -> Path:
     """Write a plugin that holds on to the process; gives its directory, and configures a bus."""
     info = directory / "stubborn-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stubborn\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[threatbus.app]\nstubborn = stubborn:Stubborn\n")
-    (directory / "stubborn.py").write_text(STUBBORN.replace("STOP", stop))
+    (directory / "stubborn.py").write_text(STUBBORN.replace("STOP", stop).replace("RUN", run))
     content = {
         "plugins": {"backbones": {"inmem": None}, "apps": {"stubborn": None}},
         "state_directory": str(directory / "state"),
@@ -228,8 +263,25 @@ def test_what_a_plugin_leaves_running_does_not_hold_the_process(
     running = background(cwd=directory, PYTHONPATH=str(directory))
     running.says("running:")
     running.process.terminate()
-    assert running.process.wait(3) == 0
+    assert running.process.wait(SECONDS) == 0
     assert b"stubborn runs\n" in running.stdout
+
+
+def test_a_plugin_that_has_failed_is_not_among_those_that_run(
+    tmp_path: Path, background: Background
+) -> None:
+    directory = install_stubborn(tmp_path / "plugin", "pass", run="raise OSError('no port')")
+    running = background(cwd=directory, PYTHONPATH=str(directory))
+    running.says("running: backbones inmem; apps none")
+
+
+def test_a_plugin_that_asks_for_the_end_of_the_process_is_named_and_gets_it(
+    tmp_path: Path,
+) -> None:
+    directory = install_stubborn(tmp_path / "plugin", "pass", run="raise SystemExit(3)")
+    ended = run_command(cwd=directory, PYTHONPATH=str(directory))
+    assert ended.returncode == 1
+    assert b"plugin stubborn asks for the end of the process" in ended.stderr
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, background: Background) -> None:
@@ -239,7 +291,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, background: Ba
     running.process.send_signal(signal.SIGTERM)
     running.says("SIGTERM: stopping")
     running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(2) == 128 + signal.SIGINT
+    assert running.process.wait(SECONDS) == 128 + signal.SIGINT
 
 
 def test_the_limit_of_open_files_is_raised(bus: BusProcess) -> None:
@@ -418,6 +470,14 @@ def test_a_tail_on_a_terminal_shows_a_line_per_message(
     assert "Traceback" not in screen.text
 
 
+def test_a_topic_that_nothing_begins_with_is_said_to_be_one(
+    bus: BusProcess, background: Background
+) -> None:
+    tail = background("tail", "--topic", "indicator", "--endpoint", bus.endpoint)
+    tail.says("nothing of the bus begins with 'indicator'; try stix2/indicator or stix2/sighting")
+    assert tail.end(signal.SIGINT) == 130
+
+
 def test_snapshot_requests_are_shown_to_people_only(
     bus: BusProcess, terminal: Terminals, background: Background
 ) -> None:
@@ -428,6 +488,7 @@ def test_snapshot_requests_are_shown_to_people_only(
     subscribed(bus, 3)
     run_command("publish", str(EXAMPLES / "indicator.json"), "--endpoint", bus.endpoint)
     assert json.loads(as_json.lines(1)[0])["type"] == "indicator"
+    assert as_json.stderr == "", "all of these topics exist"
     assert len(as_json.stdout.splitlines()) == 1
     screen.shows("indicators of the last 30 days")
     screen.shows("sightings of the last 30 days")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from helpers.buses import Buses, TestPlugins
-from helpers.documents import encode, indicator, sighting
+from helpers.documents import encode, indicator, indicators, sighting
 from helpers.waiting import eventually
 
 from integration.cli_helpers import environment
@@ -84,7 +84,8 @@ def test_the_plugin_in_the_documentation_takes_in_and_gives_out(
     ):
         peer.bind(("127.0.0.1", send_to))
         peer.settimeout(10)
-        bus = start_bus({"zmq": doors.section, "datagrams": {"listen": listen, "send_to": send_to}})
+        sections = {"zmq": doors.section, "datagrams": {"listen": listen, "send_to": send_to}}
+        bus = start_bus(sections, queues={"outq_messages": 10})
         with App(Endpoint("127.0.0.1", doors.manage), ["stix2/indicator"]) as app:
             eventually(lambda: app.connected)
 
@@ -98,6 +99,18 @@ def test_the_plugin_in_the_documentation_takes_in_and_gives_out(
             assert peer.recv(65536) == seen
             sender.sendto(b"no STIX", ("127.0.0.1", listen))
             eventually(lambda: bus.rejects.total == 1)
+            # More at once than an outq holds ends the subscription; the plugin makes another.
+            (outq,) = (s.queue for s in bus.subscriptions.current() if s.name == "datagrams")
+            outq.put_many(indicators(11))
+            assert outq.closed
+            eventually(
+                lambda: any(
+                    s.name == "datagrams" and not s.queue.closed
+                    for s in bus.subscriptions.current()
+                )
+            )
+            app.publish_sighting(seen)
+            assert peer.recv(65536) == seen
         bus.stop()
         sections = {"datagrams": {"listen": listen, "send_to": send_to}}
         assert Findings(start_bus.config(sections))("listen").detail.endswith("is free")

@@ -311,7 +311,6 @@ def test_what_is_no_misp_is_said_to_be_none(start_bus: Buses) -> None:
             "plain": {"api": {"host": f"http://127.0.0.1:{plain}", "key": "k" * 40}},
             "tls": {"api": {"host": f"https://127.0.0.1:{tls}", "key": "k" * 40}},
             "key": {"api": {"host": f"http://127.0.0.1:{plain}", "key": "k k"}},
-            "port": {"api": {"host": "http://127.0.0.1:port", "key": "k" * 40}},
         }
         found = Findings(start_bus.config(misp(instances=instances)))
     assert "nothing listens" in found("REST of closed").detail
@@ -320,7 +319,6 @@ def test_what_is_no_misp_is_said_to_be_none(start_bus: Buses) -> None:
     assert "certificate" in found("REST of tls").detail
     assert "instances.tls.api.ssl" in found("REST of tls").next_step
     assert found("REST of key").next_step == "correct plugins.apps.misp.instances.key.api.key"
-    assert found("REST of port").next_step == "correct plugins.apps.misp.instances.port.api.host"
 
 
 def test_a_misp_behind_a_proxy_is_reached_through_it(

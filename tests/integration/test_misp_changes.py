@@ -125,7 +125,7 @@ def test_an_attribute_without_to_ids_is_not_published(misp: Stream, start: Start
 def test_a_soft_deletion_withdraws_even_if_its_payload_is_blanked(
     misp: Stream, start: Start, blanked: bool
 ) -> None:
-    """D1: a soft deletion, MISP's default, left the indicator on every sensor."""
+    """A soft deletion, MISP's default, left the indicator on every sensor."""
     bus = start(misp)
     misp.send("misp_json_attribute", captured("attribute_add"))
     deletion = captured("attribute_soft_delete")
@@ -137,7 +137,7 @@ def test_a_soft_deletion_withdraws_even_if_its_payload_is_blanked(
 
 
 def test_a_hard_deletion_that_names_no_event_withdraws(misp: Stream, start: Start) -> None:
-    """D2: a hard deletion was dropped, or published as an addition."""
+    """A hard deletion was dropped, or published as an addition."""
     bus = start(misp)
     misp.send("misp_json_attribute", captured("attribute_add"))
     deletion = captured("attribute_hard_delete")
@@ -320,7 +320,7 @@ def test_as_many_false_positives_as_the_limit_says_withdraw(misp: Stream, start:
 def test_changes_wait_for_the_publication_of_their_event_if_only_published_ones_are_wanted(
     misp: Stream, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D10: drafts were distributed."""
+    """Drafts were distributed."""
     bus = start(misp, published_only=True)
     misp.send("misp_json_attribute", captured("attribute_add"))
     held = f"attribute {ATTRIBUTE} has changed; the bus hears of it when MISP publishes the event"
@@ -401,10 +401,48 @@ def test_filters_let_pass_what_they_say(
         assert bus.outq.empty()
 
 
+@pytest.mark.parametrize(
+    "section", [{"filter": [{"types": ["domain"]}]}, {"published_only": True}], ids=str
+)
+def test_a_sighting_does_not_tell_the_value_of_what_is_kept_off_the_bus(
+    zmq_misp: ZmqStream, start: Start, section: dict[str, Any]
+) -> None:
+    bus = start(zmq_misp, **section)
+    event = captured("event_publish")
+    event["Event"]["Attribute"] = [
+        {**event["Event"]["Attribute"][0], "uuid": KNOWN, "type": "domain", "value": "k.example"}
+    ]
+    zmq_misp.send("misp_json", event)
+    zmq_misp.send("misp_json_attribute", captured("attribute_add"))
+    zmq_misp.send("misp_json_sighting", captured("sighting_add_uuid"))
+    of_known = captured("sighting_add_false_positive")
+    of_known["Sighting"]["Attribute"]["uuid"] = KNOWN
+    zmq_misp.send("misp_json_sighting", of_known)
+    found = bus.receive(2)
+    assert found[0]["name"] == "k.example"
+    assert found[1]["sighting_of_ref"] == f"indicator--{KNOWN}"
+
+
+def test_sightings_of_what_was_never_heard_of_come_if_the_filters_let_them(
+    zmq_misp: ZmqStream, start: Start
+) -> None:
+    bus = start(zmq_misp, published_only=True, filter=[{"types": ["ip-dst"]}])
+    for number, kind in enumerate(("domain", "ip-dst")):
+        found = captured("sighting_add_uuid")
+        found["Sighting"]["uuid"] = f"{KNOWN[:-1]}{number}"
+        found["Sighting"]["Attribute"] |= {"uuid": f"{KNOWN[:-1]}{number + 5}", "type": kind}
+        zmq_misp.send("misp_json_sighting", found)
+    (passed,) = bus.receive(1)
+    assert passed["sighting_of_ref"] == f"indicator--{KNOWN[:-1]}6"
+
+
+KNOWN = "11111111-1111-4111-8111-111111111111"
+
+
 def test_where_tags_are_filtered_the_events_tags_are_asked_for_first(
     zmq_misp: ZmqStream, start: Start
 ) -> None:
-    """D11: the tags of an event, where TLP usually sits, were invisible to the filter."""
+    """The tags of an event, where TLP usually sits, were invisible to the filter."""
     with MispServer() as server:
         event = server.misp.add_event("capture event one", tags=["tlp:red"], event_uuid=EVENT)
         server.misp.add_attribute(event, "ip-dst", "198.51.100.7", attribute_uuid=ATTRIBUTE)

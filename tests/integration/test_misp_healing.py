@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -56,8 +57,8 @@ def start(start_bus: Buses, open_app: OpenApp, server: MispServer, tmp_path: Pat
     def started(*, with_api: bool = True, **section: Any) -> MispBus:
         api = {"host": server.url, "key": server.key if with_api else ""}
         api |= section.pop("api", {})
-        state = str(tmp_path / "state")
-        return MispBus(start_bus, open_app, {"api": api, **section}, state_directory=state)
+        core = {"queues": section.pop("queues", {}), "state_directory": str(tmp_path / "state")}
+        return MispBus(start_bus, open_app, {"api": api, **section}, **core)
 
     return started
 
@@ -234,12 +235,14 @@ def test_a_key_that_misp_refuses_is_said_so_and_not_shown(
     assert "x" * 40 not in str(bus.bus.view.status())
 
 
+@pytest.mark.parametrize("compared_at", ["1", "4000000000"], ids=["long ago", "clock set back"])
 def test_a_comparison_of_everything_finds_what_got_lost_and_says_how_far_it_is(
     start: Start,
     server: MispServer,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    compared_at: str,
 ) -> None:
     clock.ahead = -7200
     misp = server.misp
@@ -254,7 +257,7 @@ def test_a_comparison_of_everything_finds_what_got_lost_and_says_how_far_it_is(
     # As many looks at the index, and lines in the log, as there would be for very many.
     monkeypatch.setattr(answers, "ROWS_AT_ONCE", 1)
     monkeypatch.setattr(healing, "PROGRESS_SECS", 0)
-    bus.instance.healer._answers.put_note("compared at", "1")
+    bus.instance.healer._answers.put_note("compared at", compared_at)
     bus.instance.missing.wake()
     assert shown(bus.receive()) == [(ip(1), True)]
     eventually(lambda: re.search("comparison: 1 attributes, 1 events in doubt, in", caplog.text))
@@ -337,7 +340,7 @@ def snapshot_of(bus: MispBus, app: OpenApp, topic: str, days: float) -> Any:
 def test_a_snapshot_of_indicators_goes_by_when_they_were_edited(
     start: Start, server: MispServer, open_app: OpenApp, clock: Clock
 ) -> None:
-    """D9: a snapshot went by the date of the event, and all of it was in memory at once."""
+    """A snapshot went by the date of the event, and all of it was in memory at once."""
     misp = server.misp
     clock.ahead = -40 * 86_400
     old = misp.add_event("an old event", date="2019-01-01")
@@ -370,13 +373,28 @@ def test_a_snapshot_of_sightings_gives_those_of_the_time(
     assert json.loads(message.data)["sighting_of_ref"] == f"indicator--{attribute.uuid}"
 
 
+def test_a_snapshot_of_sightings_keeps_to_the_filters(
+    start: Start, server: MispServer, open_app: OpenApp
+) -> None:
+    event = server.misp.add_event("one")
+    wanted = server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
+    for each in (server.misp.add_attribute(event, "domain", "off.example"), wanted):
+        server.misp.add_sighting(each, source="zeek")
+    bus = start(backfill=1, filter=[{"types": ["ip-dst"]}])
+    bus.healed()
+    outq = snapshot_of(bus, open_app, "stix2/sighting", 1)
+    eventually(lambda: not outq.empty())
+    (message,) = outq.get_many(10)
+    assert json.loads(message.data)["sighting_of_ref"] == f"indicator--{wanted.uuid}"
+
+
 # Sightings to MISP.
 
 
 def test_a_sighting_on_the_bus_is_reported_once_and_does_not_come_back(
     start: Start, server: MispServer, stream: ZmqStream, open_app: OpenApp
 ) -> None:
-    """D7: a sighting had the wrong time, no count, no source, and the UUID in the wrong field."""
+    """A sighting had the wrong time, no count, no source, and the UUID in the wrong field."""
     event = server.misp.add_event("one")
     attribute = server.misp.add_attribute(event, "ip-dst", "192.0.2.1")
     bus = start(backfill=1, **stream.section)
@@ -446,6 +464,55 @@ def test_sightings_of_others_indicators_are_not_reported(
     assert not any(path.startswith("/sightings/add") for path in server.paths())
 
 
+def test_sightings_that_were_too_many_are_counted_and_those_after_them_are_reported(
+    start: Start, server: MispServer, open_app: OpenApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    attribute = server.misp.add_attribute(server.misp.add_event("one"), "ip-dst", "192.0.2.1")
+    bus = start(backfill=1, queues={"outq_messages": 20})
+    (found,) = bus.receive()
+    bus.healed()
+    outq = bus.instance.outq
+    # What holds up whoever asks the index, as a slow disk does.
+    with bus.instance.reconciler.handover.lock:
+        open_app.inq.put_many([sighting_message(found["id"])])
+        eventually(outq.empty)
+        for _ in range(2):
+            open_app.inq.put_many([sighting_message(found["id"]) for _ in range(15)])
+            bus.receive(15)
+    eventually(lambda: bus.instance.outq is not outq)
+    open_app.inq.put_many([sighting_message(found["id"])])
+    eventually(lambda: len(server.misp.sightings_of(attribute)) == 2)
+    assert bus.instance.outbox.counts.dropped == 30
+    assert "misp sightings: 30 sightings are not reported" in caplog.text
+    assert bus.bus.status()["state"] == "running"
+
+
+def test_a_sighting_waits_for_an_index_that_cannot_be_read(
+    start: Start,
+    server: MispServer,
+    open_app: OpenApp,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attribute = server.misp.add_attribute(server.misp.add_event("one"), "ip-dst", "192.0.2.1")
+    bus = start(backfill=1)
+    (found,) = bus.receive()
+    bus.healed()
+    with monkeypatch.context() as broken:
+        broken.setattr(bus.instance.index, "entry", failing(sqlite3.OperationalError("disk I/O")))
+        open_app.inq.put_many([sighting_message(found["id"])] * 3)
+        eventually(lambda: "cannot be read: disk I/O; tried again" in caplog.text)
+    eventually(lambda: len(server.misp.sightings_of(attribute)) == 3)
+    assert bus.instance.outq.unfinished == 0
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
+
+
 def test_two_misps_side_by_side_each_have_their_own(
     start_bus: Buses, open_app: OpenApp, server: MispServer
 ) -> None:
@@ -484,6 +551,7 @@ def test_fifty_thousand_attributes_arrive_complete(start: Start, stream: ZmqStre
 # Stop.
 
 
+@pytest.mark.usefixtures("long_patience")
 def test_the_bus_stops_quickly_while_a_source_waits_for_room(
     start: Start, stream: ZmqStream
 ) -> None:
@@ -495,11 +563,12 @@ def test_the_bus_stops_quickly_while_a_source_waits_for_room(
     eventually(lambda: bus.instance.reconciler.counters.published == 1)
     began = time.monotonic()
     bus.bus.stop()
-    assert time.monotonic() - began < 2 * SOON / 10
+    assert time.monotonic() - began < SOON
     again = start(with_api=False, **stream.section)
     assert shown(again.receive()) == [("[ipv4-addr:value = '198.51.100.7']", False)]
 
 
+@pytest.mark.usefixtures("long_patience")
 @pytest.mark.parametrize("where", ["/events/restSearch", "/attributes/restSearch"])
 def test_the_bus_stops_quickly_while_misp_takes_its_time_with_what_is_missing(
     start: Start, server: MispServer, where: str
@@ -515,7 +584,7 @@ def test_the_bus_stops_quickly_while_misp_takes_its_time_with_what_is_missing(
             told = bus.receive()
         began = time.monotonic()
         bus.bus.stop()
-        assert time.monotonic() - began < SOON / 5
+        assert time.monotonic() - began < SOON
     again = start(backfill=1)
     again.healed()
     told = told or again.receive()
@@ -523,6 +592,7 @@ def test_the_bus_stops_quickly_while_misp_takes_its_time_with_what_is_missing(
     assert again.outq.empty()
 
 
+@pytest.mark.usefixtures("long_patience")
 @pytest.mark.parametrize("where", ["in MISP", "in the bus"])
 def test_the_bus_stops_quickly_while_a_snapshot_is_on_its_way(
     start: Start, server: MispServer, open_app: OpenApp, where: str
@@ -540,7 +610,7 @@ def test_the_bus_stops_quickly_while_a_snapshot_is_on_its_way(
             snapshot_of(bus, open_app, "stix2/indicator", 1)
         began = time.monotonic()
         bus.bus.stop()
-        assert time.monotonic() - began < SOON / 5
+        assert time.monotonic() - began < SOON
 
 
 def test_a_pull_that_was_not_asked_for_before_a_kill_is_asked_for_by_the_next(
@@ -562,4 +632,4 @@ def test_a_pull_that_was_not_asked_for_before_a_kill_is_asked_for_by_the_next(
     bus = start(**stream.section)
     assert shown(bus.receive()) == [(ip(1), False)]
     bus.healed()
-    assert bus.instance.index.missing() == []
+    eventually(lambda: bus.instance.index.missing() == [])

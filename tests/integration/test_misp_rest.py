@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers.waiting import SCALE, eventually, finished, in_threads
+from helpers.waiting import SCALE, SOON, eventually, finished, in_threads
 from threatbus_misp.outbox import Outbox
 from threatbus_misp.outbox_store import OutgoingSighting
 from threatbus_misp.rest import AttributeFilter, MispApi
@@ -39,7 +37,6 @@ CALLS: dict[str, Callable[[MispApi], object]] = {
     "attributes": lambda api: list(api.attributes_changed(0)),
     "events": lambda api: list(api.events()),
     "event": lambda api: api.event("1"),
-    "event attributes": lambda api: list(api.event_attributes("1")),
     "sightings": lambda api: list(api.sightings(START)),
     "add sighting": lambda api: api.add_sighting(attribute=NO_UUID),
     "find sightings": lambda api: api.find_sightings(attribute=NO_UUID, seen=1),
@@ -96,13 +93,10 @@ def api_of(server: MispServer, **more: Any) -> MispApi:
     return MispApi(server.url, server.key, **{"timeout": (1.0, 5.0), "page_size": 3, **more})
 
 
-def changed(api: MispApi, since: int = 0, until: int | None = None, **more: Any) -> list[str]:
+def changed(api: MispApi, since: int = 0, **more: Any) -> list[str]:
     """Give the values of all pages."""
-    return [
-        attribute["value"]
-        for page in api.attributes_changed(since, until, **more)
-        for attribute in page
-    ]
+    pages = api.attributes_changed(since, **more)
+    return [attribute["value"] for page in pages for attribute in page]
 
 
 def only(**fields: Any) -> dict[str, Any]:
@@ -196,28 +190,23 @@ def test_attributes_are_found_from_the_second_of_their_last_edit_on(
     old = misp.add_attribute(event, "ip-dst", "198.51.100.1")
     since = clock.tick()
     misp.add_attribute(event, "ip-dst", "198.51.100.2")
-    until = clock.tick()
+    clock.tick()
     misp.add_attribute(event, "ip-dst", "198.51.100.3")
     clock.tick()
     assert changed(api, since) == ["198.51.100.2", "198.51.100.3"]
-    assert changed(api, since + 1, until) == ["198.51.100.3"]
-    assert changed(api, 0, since) == ["198.51.100.1", "198.51.100.2"]
+    assert changed(api, since + 1) == ["198.51.100.3"]
     misp.edit_attribute(old, to_ids=False)
     assert changed(api, clock.tick(0)) == ["198.51.100.1"]
 
 
-def test_soft_deleted_ones_are_found_and_hard_deleted_ones_are_not(
-    api: MispApi, misp: Misp, event: Event, attribute: Attribute, clock: Clock
+def test_deleted_ones_are_not_found_until_they_are_restored(
+    api: MispApi, misp: Misp, event: Event, attribute: Attribute
 ) -> None:
-    other = misp.add_attribute(event, "domain", "evil.example")
-    since = clock.tick()
+    misp.hard_delete(misp.add_attribute(event, "domain", "evil.example"))
     misp.soft_delete(attribute)
-    misp.hard_delete(other)
-    ((found,),) = api.attributes_changed(since)
-    assert (found["uuid"], found["deleted"]) == (attribute.uuid, True)
-    assert changed(api, deleted=False) == []
+    assert changed(api) == []
     misp.undelete(attribute)
-    assert changed(api, deleted=False) == [attribute.value]
+    assert changed(api) == [attribute.value]
 
 
 def test_an_attribute_comes_with_its_event_and_the_tags_of_both(api: MispApi, misp: Misp) -> None:
@@ -243,14 +232,8 @@ def test_an_attribute_comes_with_its_event_and_the_tags_of_both(api: MispApi, mi
         ({"to_ids": False}, ["3"]),
         ({"published": True}, ["4"]),
         ({"published": False}, ["1", "2", "3"]),
-        ({"types": ["domain", "md5"]}, ["2", "3"]),
-        ({"tags": ["apt", "none"]}, ["2", "4"]),
-        ({"exclude_tags": ["apt"]}, ["1", "3"]),
-        ({"tags": ["apt"], "exclude_tags": ["event"]}, ["2"]),
-        ({"orgs": ["OTHERORG"]}, ["4"]),
-        ({"orgs": ["1"]}, ["1", "2", "3"]),
         ({"enforce_warninglist": True}, ["2", "3", "4"]),
-        ({"types": ["domain"], "to_ids": True}, ["2"]),
+        ({"published": True, "to_ids": True}, ["4"]),
     ],
     ids=str,
 )
@@ -278,13 +261,6 @@ def test_a_page_that_a_warninglist_has_emptied_is_not_the_last(
     assert changed(api, **only(enforce_warninglist=True)) == ["0", "2", "6", "7", "9"]
 
 
-def test_attributes_are_found_by_their_uuids(
-    api: MispApi, misp: Misp, event: Event, attribute: Attribute
-) -> None:
-    misp.add_attribute(event, "ip-dst", "198.51.100.8")
-    assert changed(api, **only(uuids=[attribute.uuid])) == [attribute.value]
-
-
 # Reading events.
 
 
@@ -307,14 +283,12 @@ def test_publication_is_seen_although_it_moves_no_attributes_timestamp(
 def test_a_hard_deletion_is_seen_as_a_change_of_its_event(
     api: MispApi, misp: Misp, event: Event, attribute: Attribute, clock: Clock
 ) -> None:
-    kept = misp.add_attribute(event, "domain", "evil.example")
     since = clock.tick()
     misp.add_attribute(misp.add_event("another"), "md5", "0" * 32)
     clock.tick()
     misp.hard_delete(attribute)
     found = [e["uuid"] for page in api.events(changed_since=clock.tick(0)) for e in page]
     assert found == [event.uuid]
-    assert list(api.event_attributes(event.uuid)) == [[kept.uuid]]
     assert len([e for page in api.events(changed_since=since) for e in page]) == 2
 
 
@@ -329,32 +303,28 @@ def test_a_full_event_holds_objects_and_tags(api: MispApi, misp: Misp, event: Ev
     found = misp.add_object(event, "domain-ip")
     misp.add_attribute(event, "domain", "evil.example", in_object=found)
     misp.tag(event, "tlp:green")
-    for full in (api.event(event.uuid), api.event(str(event.id)), next(api.events(full=True))[0]):
+    for full in (api.event(event.uuid), api.event(str(event.id))):
         assert full is not None
         assert full["Object"][0]["Attribute"][0]["value"] == "evil.example"
         assert full["Tag"][0]["name"] == "tlp:green"
-    assert [len(page) for page in api.event_attributes(event.uuid)] == [1]
 
 
-def test_deleted_attributes_and_sightings_of_an_event_are_given_if_asked_for(
+def test_an_event_comes_without_what_is_deleted_and_without_sightings(
     api: MispApi, misp: Misp, event: Event, attribute: Attribute
 ) -> None:
     misp.add_sighting(attribute)
-    shown = api.event(event.uuid, sightings=True)
+    shown = api.event(event.uuid)
     assert shown is not None
-    assert len(shown["Attribute"][0]["Sighting"]) == 1
+    assert "Sighting" not in shown["Attribute"][0]
     misp.soft_delete(attribute)
-    shown, with_deleted = api.event(event.uuid), api.event(event.uuid, deleted=True)
+    shown = api.event(event.uuid)
     assert shown is not None
-    assert with_deleted is not None
     assert shown["Attribute"] == []
-    assert "Sighting" not in with_deleted["Attribute"][0]
 
 
 def test_an_event_that_is_gone_is_none(api: MispApi, misp: Misp, event: Event) -> None:
     misp.delete_event(event)
     assert api.event(event.uuid) is None
-    assert list(api.event_attributes(event.uuid)) == []
 
 
 # Sightings.
@@ -363,7 +333,7 @@ def test_an_event_that_is_gone_is_none(api: MispApi, misp: Misp, event: Event) -
 def test_a_sighting_is_added_with_all_its_fields(
     api: MispApi, misp: Misp, attribute: Attribute
 ) -> None:
-    """D7: the time it was seen, its source, and the attribute by UUID."""
+    """The time it was seen, its source, and the attribute by UUID."""
     added = api.add_sighting(attribute=attribute.uuid, kind="1", source="zeek", seen=START - 5)
     (found,) = misp.sightings_of(attribute)
     assert (found.type, found.source, found.date_sighting) == ("1", "zeek", START - 5)
@@ -383,7 +353,7 @@ def test_a_sighting_of_a_value_goes_to_all_its_attributes(
 
 
 def test_a_refused_sighting_raises_misps_reason_although_the_status_is_200(api: MispApi) -> None:
-    """D8: PyMISP gives such an answer as if all were well."""
+    """PyMISP gives such an answer as if all were well."""
     with pytest.raises(MispRefusal, match="No valid attributes found") as refused:
         api.add_sighting(attribute=NO_UUID)
     assert refused.value.status == 200
@@ -435,7 +405,6 @@ def test_sightings_of_a_long_time_come_in_order_and_once(
     assert len(pages) > 1
     assert len(server.paths()) < 30
     assert pages[0][0]["Attribute"]["uuid"] == attribute.uuid
-    assert list(api.sightings(since, since + 86_400)) == [pages[0][:1]]
 
 
 def test_the_span_of_sightings_shrinks_where_there_are_many(
@@ -480,12 +449,14 @@ def test_nobody_listening_is_unreachable_and_nothing_was_sent(
         ({"delay": 60.0}, "timed out"),
         ({"drip": 0.05}, "no complete answer within"),
     ],
-    ids=str,
+    ids=lambda given: str(given)[:60],
 )
 def test_what_may_pass_is_unreachable_and_the_next_call_works(
     server: MispServer, call: Callable[[MispApi], object], fault: dict[str, Any], reason: str
 ) -> None:
-    api = api_of(server, timeout=(1.0, 0.2), deadline=0.4)
+    # Where MISP answers at once, a busy machine has time to.
+    read_secs = 0.5 if "delay" in fault else SOON
+    api = api_of(server, timeout=(SOON, read_secs), deadline=0.5 if "drip" in fault else SOON)
     for connected in (False, True):
         if connected:
             api.connect()
@@ -498,6 +469,22 @@ def test_what_may_pass_is_unreachable_and_the_next_call_works(
         assert "Traceback" not in str(error.value)
         assert len(str(error.value)) < 500
     assert list(api.events()) == []
+
+
+@every_call
+def test_a_redirection_that_would_lose_the_request_is_named_and_not_followed(
+    server: MispServer, api: MispApi, call: Callable[[MispApi], object]
+) -> None:
+    """A POST that is redirected becomes a GET without its body: it would ask for everything."""
+    there = "https://misp.example/there"
+    for connected in (False, True):
+        if connected:
+            api.connect()
+        with (
+            server.fault(status=301, location=there),
+            pytest.raises(MispUnreachable, match=f"redirects to {there}.* api.host"),
+        ):
+            call(api)
 
 
 @every_call
@@ -676,10 +663,9 @@ def test_a_call_that_waits_for_misp_is_interrupted(
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         eventually(lambda: fault.seen)
-        started = time.monotonic()
         running.clear()
+        # Long before MISP's answer would come.
         finished(thread)
-        assert time.monotonic() - started < 1.0 * SCALE
     assert isinstance(raised[0], MispInterrupted)
 
 
@@ -844,7 +830,7 @@ def test_sightings_by_value_count_once_too(
 def test_sightings_outlast_an_outage(
     server: MispServer, misp: Misp, attribute: Attribute, outbox: Outbox
 ) -> None:
-    """D6: a failed call ends neither the worker nor anybody's wait."""
+    """A failed call ends neither the worker nor anybody's wait."""
     server.down()
     for seen in range(10):
         started = time.monotonic()
@@ -860,12 +846,12 @@ def test_sightings_outlast_an_outage(
 def test_a_refused_sighting_is_named_in_the_log(
     server: MispServer, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D8: errors that PyMISP gives as answers were logged as success."""
+    """Errors that PyMISP gives as answers were logged as success."""
     outbox.put(OutgoingSighting(NO_UUID, START))
+    eventually(lambda: outbox.counts.refused == 1)
     emptied(outbox)
-    assert NO_UUID in caplog.text
+    eventually(lambda: NO_UUID in caplog.text)
     assert "No valid attributes found" in caplog.text
-    assert outbox.counts.refused == 1
 
 
 def test_an_expired_key_keeps_the_sightings(
@@ -911,11 +897,13 @@ def test_a_bus_that_is_killed_loses_no_sighting_and_sends_none_twice(
 
     with server.fault("/sightings/add", delay=60.0, times=1, **fault) as happened:
         killed = sender(START, 5)
-        eventually(lambda: happened.seen, 20 * SCALE, "the first request")
-        if "done" in fault:
-            eventually(lambda: misp.sightings_of(attribute))
-        os.kill(killed.pid, signal.SIGKILL)
-        killed.wait(10)
+        try:
+            eventually(lambda: happened.seen, 20 * SCALE, "the first request")
+            if "done" in fault:
+                eventually(lambda: misp.sightings_of(attribute))
+        finally:
+            killed.kill()
+            killed.wait(10)
     again = sender(START + 5, 5)
     try:
         last = START + 9

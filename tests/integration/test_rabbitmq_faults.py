@@ -43,7 +43,7 @@ from threatbus.errors import Overflow
 #: Messages a second while something breaks.
 RATE = 500
 #: Seconds in which delivery goes on once the broker is ready.
-RESUME_SECS = 3.0 * SCALE
+RESUME_SECS = 5.0 * SCALE
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_a_broker_that_refuses_connections_for_a_while_costs_nothing(
     with caplog.at_level(logging.WARNING):
         way.close()
         stream.has_sent(900)
-    assert f"no connection to 127.0.0.1:{way.port}" in caplog.text
+        eventually(lambda: f"no connection to 127.0.0.1:{way.port}" in caplog.text)
     problem = f"rabbitmq: publisher is down: trying 127.0.0.1:{way.port} again, attempt "
     eventually(lambda: any(each.startswith(problem) for each in bus.bus.view.problems()))
     assert bus.bus.view.unready_plugins() == ["rabbitmq"]
@@ -258,7 +258,7 @@ def test_stopping_without_a_broker_ends_at_the_drain_timeout_and_counts_what_is_
     began = time.monotonic()
     with caplog.at_level(logging.WARNING):
         bus.bus.stop()
-    assert time.monotonic() - began < 0.5 + SOON / 5
+    assert time.monotonic() - began < SOON / 2
     assert "7 messages remain in backbone rabbitmq" in caplog.text
     with pytest.raises(Overflow):
         bus.bus.intake.put_many(indicators(1))

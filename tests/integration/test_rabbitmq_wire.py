@@ -195,6 +195,20 @@ def test_a_node_of_the_old_kind_takes_part_whoever_came_first(
     old.close()
 
 
+@pytest.mark.parametrize("kind", ["direct", "topic"])
+def test_an_exchange_of_another_kind_that_is_there_serves_as_well(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, kind: str
+) -> None:
+    other = Peer(cluster)
+    other.channel.exchange_declare(cluster.exchange, kind)
+    other.close()
+    start_bus(APPS, cluster.backbones(1))
+    outq = subscribed(open_app)
+    (message,) = indicators(1)
+    open_app.inq.put_many([message])
+    assert received(outq, 1) == [message.data]
+
+
 def test_an_old_node_that_takes_the_exchange_as_it_is_takes_part_in_a_durable_one(
     start_bus: Buses, open_app: OpenApp, cluster: Cluster
 ) -> None:
@@ -358,7 +372,7 @@ def test_wrong_credentials_are_said_so_without_the_password(
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         bus = start_bus(APPS, cluster.backbones(username="nobody", password="sesame-open"))
-    assert "refuses username or password" in caplog.text
+        eventually(lambda: "refuses username or password" in caplog.text)
     assert "sesame-open" not in caplog.text
     assert bus.running
 
@@ -381,6 +395,13 @@ def test_a_broker_that_ends_every_connection_is_not_stormed_and_its_reason_is_lo
     said = [each.getMessage() for each in caplog.records if each.levelno > logging.DEBUG]
     assert sum("ACCESS_REFUSED - access to exchange" in line for line in said) == 1
     assert sum("publisher is connected to" in line for line in said) <= 1
+
+
+def test_a_vhost_that_is_not_there_is_named(
+    start_bus: Buses, open_app: OpenApp, cluster: Cluster, caplog: Caplog
+) -> None:
+    start_bus(APPS, cluster.backbones(vhost="nowhere"))
+    assert "access to the vhost: NOT_ALLOWED - vhost nowhere not found" in caplog.text
 
 
 def test_a_vhost_of_its_own_is_used(start_bus: Buses, open_app: OpenApp, cluster: Cluster) -> None:

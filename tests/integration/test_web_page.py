@@ -106,6 +106,7 @@ def test_it_shows_what_passes_as_it_passes_and_no_markup_in_it(page: Page) -> No
         page.publish(indicator(f"[domain-name:value = 'c{number}.example']"))
     eventually(lambda: len(page.rows()) == 4)
     assert "c2.example" in page.rows()[0], "the newest is the first"
+    assert "nobody" not in page.rows()[0], "who has it is not known yet when it passes"
     assert page.browser.complaints == []
 
 
@@ -210,6 +211,12 @@ def test_it_fits_a_phone_and_can_be_read(page: Page, open_app: OpenApp, scheme: 
     for width in (360, 768, 1280):
         page.browser.size(width, phone=width < 500)
         assert not page.is_wider_than_its_window(), width
+    page.browser.size(360, phone=True)
+    page.browser.run("document.querySelector('#recent .about').click()")
+    page.browser.shows("#trace-body", "a-sensor")
+    assert not page.browser.run(f"({WIDER_THAN_SHOWN})(document.querySelector('#trace'))")
+    page.browser.press("Escape")
+    page.browser.size(1280)
     assert page.browser.run(f"({LEAST_CONTRAST})()") >= 4.5
 
 
@@ -227,6 +234,8 @@ def test_everything_that_can_be_clicked_can_be_reached_and_has_a_name(page: Page
     assert "about" in reached
 
 
+#: Whether a part of the page has to be scrolled sideways.
+WIDER_THAN_SHOWN = "(e) => e.scrollWidth > e.clientWidth"
 #: What can be used and does not say what it is.
 NAMELESS = """
 [...document.querySelectorAll("button, input, select")]

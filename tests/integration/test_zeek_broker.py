@@ -223,7 +223,7 @@ def test_without_a_span_no_snapshot_is_asked_for(zeeks: Zeeks) -> None:
 
 
 def test_two_zeeks_that_join_at_the_same_moment_have_a_topic_each(zeeks: Zeeks) -> None:
-    """D28: an acknowledgement cannot be taken by another Zeek."""
+    """An acknowledgement cannot be taken by another Zeek."""
     bus = zeeks.bus()
     both: list[BrokerZeek] = []
     start = partial(zeeks.starting, bus, OurScript)
@@ -433,7 +433,7 @@ def test_sightings_wait_while_the_bus_is_full(zeeks: Zeeks) -> None:
 
 
 def test_it_works_with_more_descriptors_than_select_can_watch(zeeks: Zeeks) -> None:
-    """D27: select() ends at descriptor 1,023."""
+    """Select() ends at descriptor 1,023."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     with contextlib.ExitStack() as held:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import statistics
 import threading
 import time
 from collections import Counter
@@ -221,7 +222,7 @@ def test_with_many_subscribers_management_is_still_answered_at_once(
         sub.subscribe(json.loads(req.recv())["topic"])
     eventually(lambda: all(d.connected for d in deliveries(bus)))
     publisher.publish_numbered(0, 1000)
-    slowest = 0.0
+    taken: list[float] = []
     received = 0
     while received < 500 * 1000:
         began = time.monotonic()
@@ -229,8 +230,9 @@ def test_with_many_subscribers_management_is_still_answered_at_once(
         while not req.poll(0):
             received += drained(sub, 200)
         req.recv()
-        slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 1.0 * SCALE, f"{slowest:.2f} s"
+        taken.append(time.monotonic() - began)
+    # A busy machine holds up one of them; a bus that is busy itself all of them.
+    assert statistics.median(taken) < 1.0 * SCALE, taken
 
 
 def drained(sub: zmq.Socket[bytes], limit: int) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,15 +45,14 @@ def flood(sender: zmq.Socket[bytes], *frames: bytes) -> Iterator[None]:
         finished(thread)
 
 
-def slowest(times: int, action: object) -> float:
-    """The longest that any of so many calls takes, in seconds."""
-    longest = 0.0
+def usual(times: int, action: Callable[[], object]) -> float:
+    """The median of so many calls, in seconds: a busy machine holds up one, a flood all of them."""
+    taken = []
     for _ in range(times):
         began = time.monotonic()
-        assert callable(action)
         action()
-        longest = max(longest, time.monotonic() - began)
-    return longest
+        taken.append(time.monotonic() - began)
+    return statistics.median(taken)
 
 
 # Counting.
@@ -144,8 +144,8 @@ def test_a_flood_of_requests_keeps_nobody_elses_waiting(
             app.publish_numbered(1, 1)
             app.receive_until(1)
 
-        assert slowest(20, app.heartbeat) < SOON_ENOUGH
-        assert slowest(20, pass_a_message) < SOON_ENOUGH
+        assert usual(20, app.heartbeat) < SOON_ENOUGH
+        assert usual(20, pass_a_message) < SOON_ENOUGH
     assert len(bus.endpoint.manager) <= 5001
 
 
@@ -205,6 +205,6 @@ def test_garbage_at_full_speed_keeps_nobody_elses_messages_waiting(
             publisher.publish_numbered(1, 1)
             publisher.receive_until(1)
 
-        assert slowest(20, pass_a_message) < SOON_ENOUGH
+        assert usual(20, pass_a_message) < SOON_ENOUGH
         publisher.publish_numbered(2, 500)
         assert publisher.receive_until(501, timeout=10 * SCALE) == list(range(2, 502))

@@ -10,14 +10,14 @@ import pytest
 import zmq
 from helpers.documents import encode, indicator, indicator_bytes, sighting
 from helpers.keys import Keys, endpoint
-from helpers.waiting import eventually
+from helpers.waiting import SOON, eventually
 from threatbus_zmq.config import CurveConfig
 from threatbus_zmq.gatekeeper import Gatekeeper
 
 from integration.zmq_helpers import Apps, ZmqBus, number_of, numbered
 from threatbus.cli import main
 from threatbus.client import App as ClientApp
-from threatbus.client import Endpoint, Message, Publisher, Subscriber
+from threatbus.client import Endpoint, Message, Publisher, Subscriber, silence
 from threatbus.client import subscriber as subscriber_module
 from threatbus.client.silence import refusal
 from threatbus.data import MessageType
@@ -25,6 +25,12 @@ from threatbus.errors import Refused
 from threatbus.keyfiles import ClientKeys
 
 DOORS = {"manage": zmq.REQ, "pub": zmq.SUB, "sub": zmq.PUB}
+
+
+@pytest.fixture(autouse=True)
+def patient_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients find out why they are refused, however long the bus takes to say so."""
+    monkeypatch.setattr(silence, "PROBE_SECS", SOON)
 
 
 @pytest.fixture
@@ -377,6 +383,21 @@ def test_commands_take_their_keys_from_an_option_or_the_environment(
         monkeypatch.setenv("THREATBUS_KEY_FILE", keys.secret_file("cli"))
         assert Endpoint.parse(address).keys is not None
     assert main(["publish", "--endpoint", address, *option, str(document)]) == 0
+    bus.accepted(1)
+
+
+def test_the_command_says_what_its_key_may_not_publish(
+    bus: ZmqBus, keys: Keys, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    keys.client("sensor", write=["stix2/sighting"])
+    document = tmp_path / "both.json"
+    document.write_bytes(encode([indicator(), sighting()]))
+    options = ["--endpoint", f"tcp://127.0.0.1:{bus.manage}"]
+    options += ["--key-file", keys.secret_file("sensor")]
+    assert main(["publish", *options, str(document)]) == 1
+    said = capsys.readouterr().err
+    assert "line 1, object 1: rejected: the bus takes no stix2/indicator from this key" in said
+    assert "published 1 object" in said
     bus.accepted(1)
 
 

@@ -211,6 +211,35 @@ def test_progress_says_nothing_to_a_file(monkeypatch: pytest.MonkeyPatch) -> Non
     assert file.getvalue() == ""
 
 
+# Keys.
+
+
+def test_who_makes_a_client_is_told_commands_that_its_rights_allow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ["--directory", str(tmp_path)]
+    assert main(["keys", "server", *at]) == 0
+    for rights, told in (
+        ([], ["tail", "publish"]),
+        (["--read", "stix2/indicator", "--write", ""], ["tail --topic stix2/indicator"]),
+        (["--read", ""], ["publish"]),
+    ):
+        capsys.readouterr()
+        assert main(["keys", "client", f"client{len(told)}{len(rights)}", *at, *rights]) == 0
+        commands = re.findall(r"threatbus (\w+) --endpoint .*?\.key(.*)", capsys.readouterr().out)
+        assert ["".join(each).removesuffix(" FILE") for each in commands] == told
+
+
+def test_keys_that_cannot_be_made_say_what_comes_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", "client", "app", "--directory", str(tmp_path)]) == 1
+    assert f"`threatbus keys server --directory {tmp_path}` makes it" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["keys", "server", "--read", "stix2/", "--directory", str(tmp_path)])
+    assert "rights of a client" in capsys.readouterr().err
+
+
 # Exit codes and options.
 
 

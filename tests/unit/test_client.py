@@ -56,6 +56,28 @@ def test_an_endpoint_is_written_as_zeromq_reads_it(text: str) -> None:
     assert str(Endpoint.parse(text)) == text
 
 
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [
+        ("127.0.0.1", "tcp://127.0.0.1:5"),
+        ("localhost", "tcp://127.0.0.1:5"),
+        ("*", "tcp://127.0.0.1:5"),
+        ("0.0.0.0", "tcp://127.0.0.1:5"),
+        ("lo", "tcp://127.0.0.1:5"),
+        ("::", "tcp://[::1]:5"),
+        ("[::]", "tcp://[::1]:5"),
+        ("[::1]", "tcp://[::1]:5"),
+        ("bus.example.com", "tcp://bus.example.com:5"),
+    ],
+)
+def test_what_is_bound_to_an_address_is_reached_at_one_that_can_be_pasted(
+    host: str, written: str
+) -> None:
+    endpoint = Endpoint.of_bound(host, 5)
+    assert str(endpoint) == written
+    assert Endpoint.parse(written) == endpoint
+
+
 def test_other_ports_are_on_the_same_host() -> None:
     assert Endpoint("::1").address(13371) == "tcp://[::1]:13371"
 

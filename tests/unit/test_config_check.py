@@ -21,8 +21,9 @@ from threatbus.config import (
     check_section,
     load,
     read,
+    rule,
 )
-from threatbus.errors import ConfigError
+from threatbus.errors import ConfigError, InvalidConfig
 from unit.configs import APPS, BACKBONES, RabbitConfig, ZmqConfig
 
 pytestmark = pytest.mark.usefixtures("empty_surroundings")
@@ -264,26 +265,129 @@ def test_the_key_is_the_name_that_the_schema_gives_it() -> None:
     assert checked({"first-key": 1}, Renamed) == Renamed(first_key=1)
 
 
-class Agreeing(msgspec.Struct, kw_only=True):
+# Rules: what must hold between settings
+
+
+class Lock(msgspec.Struct, frozen=True, kw_only=True):
+    key: config.Secret = ""
+    keyring: str = ""
+
+    @rule
+    def keyring_needs_a_key(self) -> None:
+        if self.keyring and not self.key:
+            raise ConfigError("key", None, "there too")
+
+
+class Door(msgspec.Struct, frozen=True, kw_only=True):
     low: int = 0
     high: int = 9
+    locks: dict[str, Lock] = {}
+    lock: Lock = Lock()
 
-    def __post_init__(self) -> None:
+    @property
+    def is_open(self) -> bool:
+        return not self.lock.key
+
+    @rule
+    def is_locked_when_low(self) -> None:
+        if self.low < 0 and self.is_open:
+            raise ConfigError("low", str(self.low), "0 or more without lock.key")
+
+    @rule
+    def low_is_not_above_high(self) -> None:
         if self.low > self.high:
             raise ValueError("low is above high")
-        if self.high == 99:
-            raise ConfigError("section.high", "the number 99", "anything else")
+
+    @rule
+    def is_not_99(self) -> None:
+        numbers = {"low": self.low, "high": self.high}
+        errors = [ConfigError(key, "99", "no 99") for key, n in numbers.items() if n == 99]
+        if errors:
+            raise InvalidConfig(errors)
 
 
-def test_a_schema_may_compare_its_settings() -> None:
-    [error] = complaints({"low": 10}, Agreeing)
+def keys_of(value: object) -> list[str]:
+    return sorted(error.partition(":")[0] for error in complaints(value, Door))
+
+
+def test_a_rule_may_compare_settings() -> None:
+    [error] = complaints({"low": 10}, Door)
     assert error.startswith("section: is contradictory (low is above high)")
 
 
-def test_a_schema_may_name_the_setting_itself() -> None:
-    assert complaints({"high": 99}, Agreeing) == [
-        "section.high: is the number 99, but it must be anything else"
+def test_a_rule_names_its_setting_by_the_place_of_its_section() -> None:
+    assert complaints({"low": -1}, Door) == [
+        "section.low: is -1, but it must be 0 or more without lock.key"
     ]
+    assert keys_of({"locks": {"a": {"keyring": "x"}}}) == ["section.locks.a.key"]
+
+
+def test_a_rule_may_name_several_settings() -> None:
+    assert keys_of({"low": 99, "high": 99}) == ["section.high", "section.low"]
+
+
+def test_every_rule_is_tried_although_another_one_is_broken() -> None:
+    broken = {"low": -1, "high": 99, "lock": {"keyring": "x"}}
+    assert keys_of(broken) == ["section.high", "section.lock.key", "section.low"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ({"hihg": 1}, "section.hihg"),
+        ({"high": "x"}, "section.high"),
+        ({"high": 1, "HIGH": 1}, "section.high"),
+        ({"lock": {"kee": 1}}, "section.lock.kee"),
+        ({"lock": {"keyring": 5.5}}, "section.lock.keyring"),
+        ({"locks": {"a": {"kee": 1}}}, "section.locks.a.kee"),
+    ],
+)
+def test_a_rule_is_tried_although_something_else_is_wrong(wrong: dict[str, Any], key: str) -> None:
+    assert keys_of({"low": -1, **wrong}) == sorted([key, "section.low"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ({"lock": {"key": 5.5}}, "section.lock.key"),
+        ({"lock": {"key": ["x"]}}, "section.lock.key"),
+        ({"lock": {"key_file": "/nowhere"}}, "section.lock.key_file"),
+        ({"lock": {"key": "x", "KEY": "x"}}, "section.lock.key"),
+        ({"lock": {"key_file": "/nowhere", "keyring": "x"}}, "section.lock.key_file"),
+        ({"lock": 5}, "section.lock"),
+        ({"low": None, "LOW": -1}, "section.low"),
+    ],
+)
+def test_a_rule_says_nothing_of_a_setting_that_is_itself_wrong(
+    wrong: dict[str, Any], key: str
+) -> None:
+    assert keys_of({"low": -1, **wrong} if "low" not in wrong else wrong) == [key]
+
+
+def test_a_bug_in_a_rule_is_no_error_of_the_configuration() -> None:
+    class Buggy(msgspec.Struct):
+        port: Port = 1
+
+        @rule
+        def reads_what_is_not_there(self) -> None:
+            _ = self.prot  # type: ignore[attr-defined]
+
+    with pytest.raises(AttributeError, match="prot"):
+        check_section({"port": 0}, Buggy, "section")
+
+
+class Built(msgspec.Struct, kw_only=True):
+    high: int = 9
+
+    def __post_init__(self) -> None:
+        if self.high == 99:
+            raise ValueError("99 is too high")
+
+
+def test_what_a_schema_says_when_it_is_built_is_an_error_of_the_section() -> None:
+    errors = complaints({"high": 99, "low": 1}, Built)
+    assert [error.partition(":")[0] for error in errors] == ["section.low", "section"]
+    assert "contradictory (99 is too high)" in errors[1]
 
 
 # Secrets

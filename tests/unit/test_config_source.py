@@ -99,6 +99,11 @@ def test_a_yaml_tag_is_refused_and_nothing_runs() -> None:
     assert not Path("ran").exists()
 
 
+def test_a_tab_that_indents_is_called_by_its_name() -> None:
+    [error] = errors_of("plugins:\n\tapps:\n")
+    assert "broken YAML at line 2, column 1 (found a tab that" in error
+
+
 def test_a_key_that_stands_twice_is_an_error_with_its_line() -> None:
     [error] = errors_of("plugins:\n  apps: {}\nlogging: {}\nplugins: {}\n")
     assert "'plugins' stands twice" in error

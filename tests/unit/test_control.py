@@ -184,6 +184,8 @@ def test_a_file_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(ControlError, match="is there and no socket"):
         ControlSocket(tmp_path, {}).open()
+    with pytest.raises(BusUnreachable, match="it is no socket"):
+        ask(path, "echo")
     assert path.read_text() == "precious"
 
 

@@ -313,7 +313,7 @@ def new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("new_york")
 def test_times_are_utc_wherever_the_bus_runs() -> None:
-    """D5: the epoch was read as local time, and `modified` was now."""
+    """The epoch was read as local time, and `modified` was now."""
     second = SECOND - 86_400  # of its own: written moments are cached
     assert time.localtime(second).tm_hour != time.gmtime(second).tm_hour
     document = read(indicator_of(an_attribute(timestamp=second), lifetime=60))

@@ -64,7 +64,7 @@ def test_an_attribute_message_is_read() -> None:
     assert message.action == "add"
     found, event = message.attribute, message.event
     assert (found.uuid, found.type, found.value) == (UUID, "ip-dst", "198.51.100.7")
-    assert (found.id, found.event_id, found.object_id) == (1, 1, 0)
+    assert found.event_id == 1
     assert (found.to_ids, found.deleted, found.timestamp) == (True, False, 1795486613)
     assert found.tags is not None
     assert [tag.name for tag in found.tags] == ["tlp:amber"]
@@ -86,10 +86,10 @@ def test_a_hard_deletion_has_no_event() -> None:
 )
 def test_booleans_and_numbers_may_be_written_either_way(given: Any, expected: bool | None) -> None:
     found = model.decode_attribute_message(
-        encode(attribute(to_ids=given, deleted=given, timestamp=1795486613, id=7))
+        encode(attribute(to_ids=given, deleted=given, timestamp=1795486613, event_id=7))
     ).attribute
     assert (found.to_ids, found.deleted) == (expected, expected)
-    assert (found.timestamp, found.id) == (1795486613, 7)
+    assert (found.timestamp, found.event_id) == (1795486613, 7)
 
 
 def test_little_more_than_a_uuid_is_needed() -> None:
@@ -104,7 +104,15 @@ def test_a_pulled_event_is_only_a_number() -> None:
 
 def test_the_tags_of_an_event_are_found_wherever_they_are() -> None:
     inside = model.decode_event_message(
-        encode({"Event": {"id": "1", "Tag": [{"name": "a"}], "EventTag": [{"Tag": {"name": "b"}}]}})
+        encode(
+            {
+                "Event": {
+                    "id": "1",
+                    "Tag": [{"name": "a"}],
+                    "EventTag": [{"Tag": {"name": "b"}}, {"Tag": []}],
+                }
+            }
+        )
     )
     assert isinstance(inside.event, model.Event)
     assert [tag.name for tag in inside.event.all_tags()] == ["a", "b"]
@@ -112,7 +120,7 @@ def test_the_tags_of_an_event_are_found_wherever_they_are() -> None:
         encode({"Event": {"id": "1"}, "EventTag": [{"Tag": {"name": "c"}}], "action": "edit"})
     )
     assert beside.event_tags is not None
-    assert [each.tag.name for each in beside.event_tags if each.tag] == ["c"]
+    assert [each.tag for each in beside.event_tags] == [model.Tag("c")]
 
 
 def test_a_tag_message_names_what_it_is_attached_to() -> None:
@@ -133,7 +141,7 @@ def test_a_full_event_gives_its_attributes_and_those_of_its_objects_one_by_one()
                     "Attribute": [good, {**good, "timestamp": "soon"}, {"uuid": "x"}],
                     "Object": [
                         {"name": "file", "deleted": "1", "Attribute": [good]},
-                        {"name": 1},
+                        {"deleted": "perhaps"},
                         {"name": "empty"},
                         {"name": "domain-ip", "Attribute": [good, 5]},
                     ],
@@ -144,7 +152,6 @@ def test_a_full_event_gives_its_attributes_and_those_of_its_objects_one_by_one()
     assert isinstance(message.event, model.Event)
     found = list(model.members(message.event))
     read = [each for each in found if isinstance(each, model.Attribute)]
-    assert [each.object and each.object.name for each in read] == [None, "file", "domain-ip"]
     assert [each.deleted for each in read] == [False, True, False]
     reasons = [each.reason for each in found if isinstance(each, Rejected)]
     assert len(reasons) == 4
@@ -160,6 +167,35 @@ def test_rest_answers_are_read_alike() -> None:
         UUID
     ]
     assert model.read_sighting({"id": "1", "type": "1", "source": "x"}).type == 1
+
+
+def test_phps_arrays_are_read_as_what_they_stand_for() -> None:
+    """PHP writes no object as [], and a list of which something was taken out as an object."""
+    tags = {"1": {"name": "tlp:red"}, "3": {"name": "b"}}
+    read = model.decode_attribute_message(encode(attribute(Tag=tags) | {"Event": []}))
+    assert read.event is None
+    assert [tag.name for tag in read.attribute.tags or ()] == ["tlp:red", "b"]
+    inside = {"Orgc": [], "Attribute": {"2": {**ADDED["Attribute"], "Tag": tags}}, "Tag": []}
+    message = model.decode_event_message(encode({"Event": {"uuid": EVENT_UUID, **inside}}))
+    assert isinstance(message.event, model.Event)
+    assert (message.event.orgc, message.event.tags) == (None, [])
+    (member,) = model.members(message.event)
+    assert isinstance(member, model.Attribute)
+    assert [tag.name for tag in member.tags or ()] == ["tlp:red", "b"]
+    sighted = {"type": "1", "Organisation": [], "Attribute": {"uuid": UUID}}
+    assert model.decode_sighting_message(encode({"Sighting": sighted})).sighting.type == 1
+
+
+def test_what_the_bus_does_not_use_may_be_anything() -> None:
+    unused: dict[str, Any] = {
+        "id": "",
+        "object_id": None,
+        "Object": [],
+        "SharingGroup": [],
+        "Galaxy": {"a": 1},
+    }
+    read = model.decode_attribute_message(encode(attribute(**unused) | {"Object": []}))
+    assert read.attribute.value == "198.51.100.7"
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_there_is_an_example_of_every_type() -> None:
 
 @pytest.mark.parametrize("misp_type", ["ip-src", "ip-dst"])
 def test_an_address_is_of_the_kind_that_it_is(misp_type: str) -> None:
-    """D3: IPv6 addresses became `ipv4-addr`."""
+    """IPv6 addresses became `ipv4-addr`."""
     for value, kind in (
         ("2001:db8::1", "ipv6-addr"),
         ("2001:db8::/32", "ipv6-addr"),
@@ -253,7 +253,7 @@ def test_an_address_is_of_the_kind_that_it_is(misp_type: str) -> None:
 
 @pytest.mark.parametrize("misp_type", sorted(EXAMPLES))
 def test_each_type_becomes_its_pattern_and_takes_the_fast_path(misp_type: str) -> None:
-    """D4: no hash, no file name, no composite, no rule had a mapping."""
+    """No hash, no file name, no composite, no rule had a mapping."""
     value, expected = EXAMPLES[misp_type]
     assert pattern_of(misp_type, value) == Pattern(expected, RULES.get(misp_type, "stix"))
     must_hold(misp_type, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import stat
@@ -141,7 +142,7 @@ def emptied(box: Outbox) -> None:
 
 
 def test_what_is_put_reaches_misp_with_all_its_fields(boxes: Boxes, misp: FakeMisp) -> None:
-    """D7: time, count and source were lost, and the UUID stood in the wrong field."""
+    """Time, count and source were lost, and the UUID stood in the wrong field."""
     box = boxes.open()
     assert box.put(sighting("a", 17, kind="1", source=" zeek@sensor1 "))
     emptied(box)
@@ -207,8 +208,7 @@ def test_text_and_time_that_no_database_takes_are_kept_all_the_same(
     emptied(box)
     assert len(misp.sightings) == 2
     assert len(misp.sightings[0]["source"]) == 255
-    assert not box.is_ours({"uuid": "\ud800", "source": "\ud800", "date_sighting": 10**30})
-    assert not box.is_ours({"Attribute": [], "date_sighting": "soon"})
+    assert not box.is_ours(**announced(uuid="\ud800", source="\ud800", seen=10**30))
 
 
 def test_many_threads_put_at_once(boxes: Boxes, misp: FakeMisp) -> None:
@@ -266,7 +266,7 @@ def test_an_idle_outbox_stops_at_once(boxes: Boxes) -> None:
 def test_sightings_wait_until_misp_is_back_and_the_log_says_so(
     boxes: Boxes, misp: FakeMisp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D6: one failure ended the worker for good, with a lock held that snapshots waited for."""
+    """One failure ended the worker for good, with a lock held that snapshots waited for."""
     caplog.set_level(logging.INFO, "threatbus.misp.outbox")
     misp.refuse = once(*(away() for _ in range(5)))
     box = boxes.open()
@@ -515,7 +515,7 @@ def test_a_disk_that_fails_costs_a_log_line(boxes: Boxes, caplog: pytest.LogCapt
     box = boxes.open(start=False)
     box.close()
     assert not box.put(sighting("a"))
-    assert not box.is_ours({"date_sighting": "1"})
+    assert not box.is_ours(**announced())
     assert box.counts.dropped == 1
     assert "is lost" in caplog.text
 
@@ -533,9 +533,32 @@ def test_a_file_that_is_no_database_is_put_aside(
     assert "put aside" in caplog.text
 
 
+@pytest.mark.parametrize("table", ["waiting", "sent"])
+def test_a_file_that_is_broken_in_part_is_put_aside_and_later_sightings_are_sent(
+    table: str, boxes: Boxes, misp: FakeMisp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waits is read at the start, what was sent is written when MISP has taken something."""
+    boxes.end(boxes.open(start=False))
+    file = boxes.directory / "sightings.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        query = "SELECT rootpage FROM sqlite_master WHERE tbl_name = ?"
+        pages = [row[0] for row in db.execute(query, (table,))]
+    with file.open("r+b") as opened:
+        for page in pages:
+            opened.seek((page - 1) * 4096)
+            opened.write(b"x" * 4096)
+    box = boxes.open()
+    box.put(sighting("a"))
+    eventually(lambda: "put aside as sightings.sqlite.broken" in caplog.text)
+    box.put(sighting("b"))
+    emptied(box)
+    assert ("b", 1) in misp.seen()
+    assert file.with_name("sightings.sqlite.broken").exists()
+
+
 def test_a_second_bus_with_the_same_file_is_an_error(boxes: Boxes) -> None:
     boxes.open()
-    with pytest.raises(OutboxError, match="locked"):
+    with pytest.raises(OutboxError, match="another bus uses it; give each a state_directory"):
         boxes.open()
 
 
@@ -572,9 +595,10 @@ def announced(**fields: Any) -> dict[str, Any]:
     return {
         "uuid": "other",
         "source": "zeek",
-        "type": "0",
-        "date_sighting": "1",
-        "Attribute": {"uuid": "a", "value": "x|evil.example"},
+        "kind": "0",
+        "seen": 1,
+        "attribute": "a",
+        "value": "x|evil.example",
         **fields,
     }
 
@@ -584,15 +608,13 @@ def test_a_sighting_that_was_sent_from_here_is_known_again(boxes: Boxes, misp: F
     box.put(sighting("a"))
     box.put(sighting(None, 2, value="evil.example"))
     emptied(box)
-    assert box.is_ours(announced(uuid="uuid-1", source="?"))
-    assert box.is_ours(announced())
-    assert box.is_ours(
-        announced(date_sighting="2", Attribute={"uuid": "z", "value": "y|evil.example"})
-    )
-    for other in ({"source": "them"}, {"type": "1"}, {"date_sighting": "3"}):
-        assert not box.is_ours(announced(**other))
-    assert not box.is_ours(announced(Attribute={"uuid": "b"}))
-    assert not box.is_ours({})
+    assert box.is_ours(**announced(uuid="uuid-1", source="?"))
+    assert box.is_ours(**announced())
+    assert box.is_ours(**announced(seen=2, attribute="z", value="y|evil.example"))
+    for other in ({"source": "them"}, {"kind": "1"}, {"seen": 3}):
+        assert not box.is_ours(**announced(**other))
+    assert not box.is_ours(**announced(attribute="b", value=""))
+    assert not box.is_ours(**announced(attribute="", value=""))
 
 
 def test_an_announcement_that_is_faster_than_the_answer_is_known_too(
@@ -600,10 +622,10 @@ def test_an_announcement_that_is_faster_than_the_answer_is_known_too(
 ) -> None:
     misp.answers.clear()
     box = boxes.open()
-    assert not box.is_ours(announced())
+    assert not box.is_ours(**announced())
     box.put(sighting("a"))
     wait_for(misp.asked)
-    assert box.is_ours(announced())
+    assert box.is_ours(**announced())
 
 
 # Whatever happens.

@@ -12,6 +12,7 @@ import pytest
 from integration.misp_helpers import attribute_message
 from threatbus_misp import snapshots
 from threatbus_misp.config import InstanceConfig
+from threatbus_misp.index import IndexUnusable
 from threatbus_misp.mapping.model import Attribute
 from threatbus_misp.reconciler import Reconciler
 from threatbus_misp.rest import MispApi
@@ -27,14 +28,17 @@ PAGES = 5
 class FakeApi:
     """Gives pages of one attribute, notes in `log` that it was asked for one."""
 
-    def __init__(self, log: list[str], fails_at: int = PAGES) -> None:
+    def __init__(
+        self, log: list[str], fails_at: int = PAGES, error: Exception | None = None
+    ) -> None:
         self._log = log
         self._fails_at = fails_at
+        self._error = error or MispUnreachable("there", "it is away")
 
     def attributes_changed(self, since: int, **_: Any) -> Iterator[list[dict[str, Any]]]:
         for number in range(PAGES):
             if number == self._fails_at:
-                raise MispUnreachable("there", "it is away")
+                raise self._error
             self._log.append("asked")
             yield [attribute_message()["Attribute"]]
 
@@ -66,19 +70,22 @@ def answer(api: FakeApi, log: list[str], room: int = PAGES) -> None:
 
 
 def test_each_page_is_handed_over_before_the_next_is_asked_for() -> None:
-    """D9: the whole history was in memory at once."""
+    """The whole history was in memory at once."""
     log: list[str] = []
     answer(FakeApi(log), log)
     assert log == ["asked", "put"] * PAGES
 
 
-def test_a_misp_that_fails_ends_the_answer_with_what_there_was(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    "error", [MispUnreachable("there", "it is away"), IndexUnusable("the index is closed")]
+)
+def test_what_fails_ends_the_answer_with_what_there_was(
+    error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     log: list[str] = []
-    answer(FakeApi(log, fails_at=2), log)
+    answer(FakeApi(log, fails_at=2, error=error), log)
     assert log == ["asked", "put"] * 2
-    assert "the snapshot ends after 2 objects: MISP at there: it is away" in caplog.text
+    assert f"the snapshot ends after 2 objects: {error}" in caplog.text
 
 
 def test_a_bus_that_is_stopping_ends_the_answer() -> None:

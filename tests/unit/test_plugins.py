@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.buses import TestPlugins
+from helpers.waiting import eventually
 
 import threatbus
 from threatbus import plugins as host
@@ -61,6 +63,21 @@ def test_a_module_full_of_hook_functions_is_a_plugin(plugins: TestPlugins) -> No
     )
     plugins.app("old", module)
     assert host.installed(APP_GROUP)["old"].loaded.hooks == ["stop"]
+
+
+def test_of_two_distributions_with_a_plugin_of_one_name_neither_is_taken_by_chance(
+    plugins: TestPlugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins.app("mine", App)
+    info = tmp_path / "other_plugins-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-plugins\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[threatbus.app]\nmine = other.plugin\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = host.installed(APP_GROUP)["mine"]
+    assert found.distribution == "other-plugins 2.0 and threatbus-test-plugins 1.0"
+    with pytest.raises(PluginError, match=r"plugin mine is there twice, from other-plugins 2\.0"):
+        _ = found.loaded
 
 
 @pytest.mark.parametrize(
@@ -166,6 +183,19 @@ def test_a_plugin_that_does_not_start_is_done_without(caplog: pytest.LogCaptureF
     assert not host.start(plugin, inq=RuntimeError("port in use"), **START)
     assert "plugin mine does not start; the bus goes on without it" in caplog.text
     assert "port in use" in caplog.text
+
+
+def test_a_plugin_whose_start_takes_long_is_named_meanwhile(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "SLOW_START_SECS", 0.01)
+
+    class Slow:
+        @threatbus.app
+        def run(self) -> None:
+            eventually(lambda: "plugin mine has not started yet" in caplog.text)
+
+    assert host.start(Plugin("mine", APP_GROUP, Slow()), inq=None, **START)
 
 
 def test_a_plugin_that_says_that_the_bus_must_not_start_has_its_way() -> None:

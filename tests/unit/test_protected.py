@@ -61,6 +61,14 @@ def test_an_open_endpoint_on_a_public_address_is_an_error_that_names_the_way_out
 
 
 @pytest.mark.parametrize("app", CLOSED)
+def test_a_name_that_nobody_knows_is_not_said_to_be_open(app: str) -> None:
+    (error,) = read(app, host="host.invalid")
+    assert error.startswith(
+        f"plugins.apps.{app}.host: is 'host.invalid', which cannot be looked up"
+    )
+
+
+@pytest.mark.parametrize("app", CLOSED)
 def test_who_says_so_gets_an_open_endpoint(app: str) -> None:
     assert read(app, host="0.0.0.0", allow_insecure=True) == []
 
@@ -90,17 +98,46 @@ def test_a_zeek_plugin_that_does_not_listen_may_have_any_host() -> None:
     assert read("zeek", host="0.0.0.0", broker=False, websockets=["ws://127.0.0.1:1"]) == []
 
 
+@pytest.mark.parametrize("app", CLOSED)
+def test_an_open_endpoint_is_told_beside_whatever_else_is_wrong_with_its_section(app: str) -> None:
+    errors = read(app, host="0.0.0.0", prot=1, grace=0, max_subscribers="many", Grace=1)
+    assert sorted(error.partition(": ")[0] for error in errors) == [
+        f"plugins.apps.{app}.{key}" for key in ("grace", "host", "max_subscribers", "prot")
+    ]
+
+
+@pytest.mark.parametrize("app", CLOSED)
+@pytest.mark.parametrize("key", ["allow_insecure", "host"])
+def test_whether_an_endpoint_is_open_is_left_open_where_its_keys_are_wrong(
+    app: str, key: str
+) -> None:
+    errors = read(app, **{"host": "0.0.0.0", key: ["?"]})
+    assert [error.partition(": ")[0] for error in errors] == [f"plugins.apps.{app}.{key}"]
+
+
 def test_all_open_endpoints_are_told_at_once_with_everything_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(
         "logging: {consol: true}\n"
         "plugins:\n"
-        "  backbones: {inmem: }\n"
-        "  apps: {zmq: {host: 0.0.0.0}, zeek: {host: '*'}}\n"
+        "  backbones: {inmen: }\n"
+        "  apps: {nozzle: , zmq: {host: 0.0.0.0, pubb: 1, sub: x},\n"
+        "         zeek: {host: '*', tls: {cq: x}}}\n"
     )
+    monkeypatch.setenv("THREATBUS_PLUGINS__APPS__ZEEK__ALLOW_INSECUR", "true")
     assert main(["check", "-c", str(file)]) == 2
-    said = capsys.readouterr().err
-    for key in ("logging.consol", "plugins.apps.zmq.host", "plugins.apps.zeek.host"):
-        assert f"{key}: " in said
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(line.split(": ")[1] for line in said) == [
+        "logging.consol",
+        "plugins.apps.nozzle",
+        "plugins.apps.zeek.host",
+        "plugins.apps.zeek.tls.cq",
+        "plugins.apps.zmq.host",
+        "plugins.apps.zmq.pubb",
+        "plugins.apps.zmq.sub",
+        "plugins.backbones.inmen",
+        "warning",
+    ]
+    assert "did you mean plugins.apps.zeek.allow_insecure?" in said[-1]

@@ -108,9 +108,9 @@ def test_as_many_ids_are_remembered_as_said_and_the_oldest_are_forgotten() -> No
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"queue": {"name_suffix": "é" * 130}}, "the queue's name has 270 bytes, 255 at most"),
-        ({"exchange_name": "é" * 130}, "exchange_name has 260 bytes, 255 at most"),
-        ({"vhost": "x" * 256}, "vhost has 256 bytes, 255 at most"),
+        ({"queue": {"name_suffix": "é" * 130}}, "queue.name_suffix: is a name of 270 bytes in all"),
+        ({"exchange_name": "é" * 130}, "exchange_name: is a name of 260 bytes in all"),
+        ({"vhost": "x" * 256}, "vhost: is a name of 256 bytes in all"),
         ({"queue": {"max_items": 2**63}}, "a whole number from 0 to 1000000000000"),
         ({"queue": {"expires": 1e9}}, "at most ten years"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -45,12 +45,13 @@ def test_a_topic_matches_every_message_topic_that_begins_with_it() -> None:
     assert matching == ["", "stix2", "stix2/", "stix2/indi", INDICATOR]
 
 
-def test_overlapping_topics_give_one_copy() -> None:
+@pytest.mark.parametrize("make", [indicator_message, sighting_message])
+def test_overlapping_topics_give_one_copy(make: Callable[[], Message]) -> None:
     table = TopicTable()
     outlet = Outlet()
     for topic in ("stix2", INDICATOR, "stix2/"):
         table.subscribe(topic, outlet)
-    batch = [indicator_message(), sighting_message(), indicator_message()]
+    batch = [indicator_message(), make(), indicator_message()]
     table.deliver(batch)
     assert outlet.got == batch
 

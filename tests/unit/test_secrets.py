@@ -13,7 +13,7 @@ import zmq
 from helpers.buses import Buses
 from helpers.waiting import eventually
 
-from testbed.ports import Doors
+from testbed.ports import Doors, free_port
 from threatbus import config
 from threatbus.cli import main
 from threatbus.config import Secret, SecretSettings, check_section
@@ -195,7 +195,8 @@ def everything(tmp_path: Path) -> dict[str, dict[str, Any]]:
                 "api": {"host": f"http://{login}127.0.0.1:1", "key": MARKER},
                 "zmq": {"host": "127.0.0.1", "port": 1, "username": "u", "password": MARKER},
             },
-            "zeek": {"broker": False, "websockets": [f"ws://{login}127.0.0.1:1"]},
+            "zeek": {"broker": False, "websockets": [f"ws://{login}127.0.0.1:1/?x={MARKER}"]},
+            "web": {"port": free_port(), "token": MARKER},
             "zmq": {
                 **Doors.free().section,
                 "curve": {
@@ -238,6 +239,7 @@ def test_what_the_commands_print_of_a_whole_configuration_shows_no_secret(
     file.write_bytes(msgspec.yaml.encode({"plugins": everything}))
     assert main(["check", "-c", str(file)]) == 0
     assert main(["plugins", "-c", str(file)]) == 0
+    assert main(["doctor", "-c", str(file)]) == 1
     everything["apps"]["zeek"]["websockets"] = [f"http://u:{MARKER}@127.0.0.1:1"]
     file.write_bytes(msgspec.yaml.encode({"plugins": everything}))
     assert main(["check", "-c", str(file)]) == 2

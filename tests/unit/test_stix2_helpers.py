@@ -57,7 +57,7 @@ def test_every_other_pattern_is_not(pattern: str) -> None:
 
 
 def test_a_long_pattern_takes_no_longer_than_its_length() -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     assert not is_point_equality_ioc("[a:" + "b" * 200_000 + "'" * 3 + "[")
     assert not is_point_equality_ioc("[a:b = '" + "\\'" * 200_000)
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2

@@ -1,17 +1,13 @@
-"""Subscribers: second copies, snapshots that must not overwrite, and foreign queues."""
+"""Subscribers: second copies, and snapshots that must not overwrite."""
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import stix2
 from helpers.documents import (
     indicator,
     indicator_message,
@@ -20,12 +16,12 @@ from helpers.documents import (
     stix_object,
     timestamp,
 )
-from helpers.waiting import SOON, eventually, finished, in_threads, wait_for
+from helpers.waiting import finished, in_threads
 
 from threatbus import subscribers
 from threatbus.messages import INDICATOR, Message
-from threatbus.queues import Bounds, MessageQueue, OverflowPolicy
-from threatbus.subscribers import ForeignFeeder, SeenIds, SnapshotGuard, Subscriber
+from threatbus.queues import Bounds, MessageQueue
+from threatbus.subscribers import SeenIds, SnapshotGuard, Subscriber
 
 LATER = time.monotonic() + 3600
 
@@ -231,143 +227,3 @@ def test_a_plugin_may_use_its_subscriber_when_the_queue_overflows() -> None:
     thread.start()
     finished(thread)
     assert opened == ["opened"]
-
-
-# Foreign queues.
-
-
-class Feeding:
-    """A feeder and its two queues."""
-
-    def __init__(
-        self,
-        foreign: Any,
-        bounds: Bounds | None = None,
-        stop_asked: threading.Event | None = None,
-    ) -> None:
-        self.outq = MessageQueue("outq", bounds, OverflowPolicy.DROP_OLDEST)
-        self.refused = threading.Event()
-        self.feeder = ForeignFeeder(self.outq, foreign, self.refused.set)
-        if stop_asked is not None:
-            self.feeder._stop_asked = stop_asked
-        self.feeder.start()
-
-
-@pytest.mark.parametrize(
-    "make",
-    [queue.Queue, queue.LifoQueue, multiprocessing.JoinableQueue, multiprocessing.Queue],
-    ids=["Queue", "LifoQueue", "JoinableQueue", "mp.Queue"],
-)
-def test_a_foreign_queue_gets_plain_objects(make: Callable[[], Any]) -> None:
-    foreign = make()
-    feeding = Feeding(foreign)
-    feeding.outq.put_many([indicator_message(name="1")])
-    got = foreign.get(block=True, timeout=SOON)
-    assert type(got) is stix2.Indicator
-    assert got.name == "1"
-    eventually(lambda: feeding.feeder.waiting == 0)
-    feeding.feeder.stop()
-    finished(feeding.feeder)
-
-
-def test_the_order_is_kept_and_one_message_without_an_object_costs_only_itself(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    foreign: queue.Queue[Any] = queue.Queue()
-    feeding = Feeding(foreign)
-    batch = indicators(20)
-    feeding.outq.put_many([*batch[:10], Message(INDICATOR, b"{}"), *batch[10:]])
-    assert [foreign.get(timeout=SOON).name for _ in range(20)] == [str(n) for n in range(20)]
-    assert "a message for outq is left out" in caplog.text
-    feeding.feeder.stop()
-
-
-def test_a_foreign_queue_that_is_not_read_fills_and_then_the_outq_follows_its_policy() -> None:
-    foreign: queue.Queue[Any] = queue.Queue(3)
-    feeding = Feeding(foreign, Bounds(5))
-    eventually(lambda: feeding.outq._getters)
-
-    def is_full() -> bool:
-        # The feeder takes a batch in hand before it meets the full queue.
-        feeding.outq.put_many(indicators(10))
-        return foreign.full() and feeding.outq.qsize() == 5
-
-    eventually(is_full)
-    assert feeding.feeder.waiting >= 8
-    feeding.feeder.stop()
-    finished(feeding.feeder)
-
-
-def test_a_feeder_runs_only_so_far_ahead_of_a_queue_without_bounds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(subscribers, "FOREIGN_AHEAD", 10)
-    monkeypatch.setattr(subscribers, "FEED_BATCH", 5)
-    foreign: queue.Queue[Any] = queue.Queue()
-    waiting = threading.Event()
-
-    class Telling(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            waiting.set()
-            return super().wait(timeout)
-
-    feeding = Feeding(foreign, stop_asked=Telling())
-    feeding.outq.put_many(indicators(100))
-    wait_for(waiting, "the feeder waits")
-    assert 10 <= foreign.qsize() <= 15
-    assert [foreign.get(timeout=SOON).name for _ in range(100)] == [str(n) for n in range(100)]
-    feeding.feeder.stop()
-
-
-def test_a_queue_that_was_closed_by_its_plugin_ends_the_feeder() -> None:
-    foreign: Any = multiprocessing.JoinableQueue()
-    foreign.close()
-    feeding = Feeding(foreign)
-    feeding.outq.put_many(indicators(1))
-    wait_for(feeding.refused)
-    finished(feeding.feeder)
-    assert feeding.outq.closed
-
-
-def test_the_process_may_end_as_soon_as_a_feeder_was_stopped() -> None:
-    class Unread(queue.Queue[Any]):
-        waited_for = True
-
-        def cancel_join_thread(self) -> None:
-            self.waited_for = False
-
-    foreign = Unread()
-    # Its thread has not come to its end; here it has not even begun.
-    ForeignFeeder(MessageQueue("outq"), foreign, lambda: None).stop()
-    assert not foreign.waited_for
-
-
-def test_a_feeder_that_is_finished_hands_over_what_had_come_and_ends() -> None:
-    foreign: queue.Queue[Any] = queue.Queue()
-    feeding = Feeding(foreign)
-    feeding.outq.put_many(indicators(700))
-    feeding.feeder.finish()
-    finished(feeding.feeder)
-    assert foreign.qsize() == 700
-    assert feeding.outq.closed
-
-
-def test_a_feeder_that_cannot_finish_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subscribers, "FINISH_SECS", 0.05)
-    feeding = Feeding(queue.Queue(1))
-    feeding.outq.put_many(indicators(10))
-    feeding.feeder.finish()
-    finished(feeding.feeder)
-    assert feeding.outq.closed
-
-
-def test_a_feeder_that_waits_for_either_queue_ends_at_once_when_stopped() -> None:
-    idle = Feeding(queue.Queue())
-    stuck = Feeding(queue.Queue(1))
-    stuck.outq.put_many(indicators(10))
-    eventually(lambda: stuck.feeder.waiting >= 2)
-    for feeding in (idle, stuck):
-        began = time.monotonic()
-        feeding.feeder.stop()
-        finished(feeding.feeder)
-        assert time.monotonic() - began < 1

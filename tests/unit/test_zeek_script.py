@@ -93,7 +93,7 @@ def test_it_knows_every_intel_type_of_the_bus() -> None:
 
 
 def test_the_operators_own_intelligence_stays() -> None:
-    """D17: one source for all, and removal that purges, would take the operator's along."""
+    """One source for all, and removal that purges, would take the operator's along."""
     # Metadata is kept by source: each indicator has one of its own, and only that is removed.
     assert '$source=cat(intel_source, " ", id)' in TEXT
     removals = re.findall(r"Intel::remove\((.*)\)", TEXT)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
+import sys
 from collections.abc import Sequence
 
 from threatbus.cli import check, doctor, keys, plugins, publish, rejected, run, status, tail, trace
@@ -33,6 +35,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; gives the exit code."""
+    _fill_standard_streams()
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.command(arguments)
@@ -41,6 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
+
+
+def _fill_standard_streams() -> None:
+    """Have those that the process was started without (``>&-``) lead nowhere.
+
+    Else the next socket that is opened would be standard output.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -73,6 +73,8 @@ def command(arguments: argparse.Namespace) -> int:
     """Make the keys."""
     if (arguments.name is None) == (arguments.action == "client"):
         arguments.parser.error("client takes a NAME, server takes none")
+    if arguments.action == SERVER and not arguments.read is arguments.write is None:
+        arguments.parser.error("--read and --write are rights of a client")
     if arguments.name is not None and (not is_name(arguments.name) or arguments.name == SERVER):
         arguments.parser.error("NAME must be letters, digits, . _ and -, and not be server")
     try:
@@ -108,9 +110,7 @@ def _server(arguments: argparse.Namespace) -> list[str]:
 def _client(arguments: argparse.Namespace) -> list[str]:
     directory: Path = arguments.directory
     name: str = arguments.name
-    server = (directory / f"{SERVER}.pub").read_text(encoding="utf-8").strip()
-    if not is_key(server):
-        raise OSError(0, "is no public key of a bus", str(directory / f"{SERVER}.pub"))
+    server = _public_key_of_bus(directory / f"{SERVER}.pub")
     public, secret = _new_pair()
     keys = ClientKeys(public_key=public, secret_key=secret, server_key=server)
     rights = ClientRights(
@@ -123,16 +123,29 @@ def _client(arguments: argparse.Namespace) -> list[str]:
     write_secret(secret_file, client_file(keys, name))
     # Last: from now on the client gets in.
     write_public(known, rights_file(rights, name))
+    options = f"--endpoint tcp://HOST:PORT --key-file {secret_file.name}"
     return [
         f"public key of {name}: {public}",
         f"it may read {_listed(rights.read)} and write {_listed(rights.write)} ({known})",
         f"Next: move {secret_file} to where {name} runs, readable by its user alone, and there:",
-        f"  threatbus tail --endpoint tcp://HOST:PORT --key-file {secret_file.name}",
+        *(f"  threatbus tail {options}{_topic_option(topic)}" for topic in rights.read[:1]),
+        *(f"  threatbus publish {options} FILE" for _ in rights.write[:1]),
         "or set THREATBUS_KEY_FILE to it for whatever is built on the client library.",
     ]
 
 
 ACTIONS: Final = {"server": _server, "client": _client}
+
+
+def _public_key_of_bus(path: Path) -> str:
+    try:
+        found = path.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        first = f"is not there; `threatbus keys server --directory {path.parent}` makes it"
+        raise OSError(0, first, str(path)) from None
+    if not is_key(found):
+        raise OSError(0, "is no public key of a bus", str(path))
+    return found
 
 
 def _new_pair() -> tuple[str, str]:
@@ -145,6 +158,11 @@ def _new_pair() -> tuple[str, str]:
 
 def _topics(given: list[str] | None) -> tuple[str, ...]:
     return (STIX_PREFIX,) if given is None else tuple(filter(None, given))
+
+
+def _topic_option(topic: str) -> str:
+    """Give the option of `threatbus tail` for who may not read everything."""
+    return "" if STIX_PREFIX.startswith(topic) else f" --topic {topic}"
 
 
 def _listed(topics: tuple[str, ...]) -> str:

@@ -34,6 +34,9 @@ def say(text: str) -> None:
 def failure(error: ThreatBusError) -> int:
     """Say what went wrong and give the exit code for it."""
     say(str(error))
+    if isinstance(error, InvalidConfig):
+        for warning in error.warnings:
+            say(f"warning: {warning}")
     if isinstance(error, ConfigError | InvalidConfig):
         return WRONG_USAGE
     return UNREACHABLE if isinstance(error, BusUnreachable) else FAILED

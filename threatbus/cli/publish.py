@@ -102,10 +102,10 @@ class Publishing:
         return code or (FAILED if self._rejected else OK)
 
     def _publish_document(self, document: Document) -> None:
-        if recognised := self._border.recognise((document.data,)):
-            self._hand_over(recognised[0], document.data)
-            return
         place = f"line {document.line}"
+        if recognised := self._border.recognise((document.data,)):
+            self._hand_over(recognised[0], document.data, place)
+            return
         try:
             members = self._members(document.data)
         except Rejected as error:
@@ -143,9 +143,12 @@ class Publishing:
         except Rejected as error:
             self._reject(place, error)
         else:
-            self._hand_over(topic, data)
+            self._hand_over(topic, data, place)
 
-    def _hand_over(self, topic: str, data: bytes) -> None:
+    def _hand_over(self, topic: str, data: bytes, place: str) -> None:
+        if not self._publisher.may_write(topic):
+            self._reject(place, Rejected(f"the bus takes no {topic} from this key"))
+            return
         self._publisher.publish(topic, data)
         self._progress.show(self._publisher.handed_over, self._reader.bytes_read)
 

@@ -59,6 +59,8 @@ def command(arguments: argparse.Namespace) -> NoReturn:
         _leave(_run(arguments.config, signals))
     except ThreatBusError as error:
         _leave(failure(error))
+    except SystemExit:  # a plugin's, which is logged
+        _leave(FAILED)
     # A plugin that fails in a way of its own must end the process all the same.
     except Exception:
         logger.exception("the bus fails")
@@ -160,9 +162,12 @@ def _raise_file_limit() -> None:
 def _announce(bus: ThreatBus) -> None:
     """Say what runs, and to a person who started it also how to try it."""
     checked = bus.checked
-    apps, backbones = ", ".join(checked.apps) or "none", ", ".join(checked.backbones)
-    logger.info("running: backbones %s; apps %s", backbones, apps)
-    zmq = checked.apps.get("zmq")
+    apps, backbones = (
+        [name for name in names if name not in bus.lost_parts]
+        for names in (checked.apps, checked.backbones)
+    )
+    logger.info("running: backbones %s; apps %s", ", ".join(backbones), ", ".join(apps) or "none")
+    zmq = checked.apps["zmq"] if "zmq" in apps else None
     # A service manager reads the log, and tries nothing.
     if zmq is None or "NOTIFY_SOCKET" in os.environ:
         return
@@ -173,10 +178,10 @@ def _announce(bus: ThreatBus) -> None:
 
 def _how_to_try(zmq: Any) -> list[str]:
     """Tell a person what to do next, in words that can be pasted."""
-    # To a bus on all addresses one connects by any of them.
-    host = "127.0.0.1" if zmq.host in ("*", "0.0.0.0", "localhost") else zmq.host
-    endpoint = Endpoint(host, zmq.manage)
+    endpoint = Endpoint.of_bound(zmq.host, zmq.manage)
     option = "" if endpoint == Endpoint("127.0.0.1", DEFAULT_PORT) else f" --endpoint {endpoint}"
+    if zmq.curve.secret_key:
+        option += " --key-file KEY"
     example = Path("examples/indicators.json")
     command = sys.argv[0] if Path(sys.argv[0]).name == "threatbus" else "threatbus"
     return [

@@ -13,7 +13,7 @@ from threatbus.cli import display
 from threatbus.cli.options import add_command, add_endpoint, bus_endpoint, days
 from threatbus.cli.outcome import OK, ended_by_sigterm, say
 from threatbus.client import Subscriber
-from threatbus.messages import STIX_PREFIX, Message
+from threatbus.messages import INDICATOR, INTERNAL_PREFIX, SIGHTING, STIX_PREFIX, Message
 
 if TYPE_CHECKING:
     from threatbus.cli.options import Commands
@@ -70,6 +70,8 @@ def command(arguments: argparse.Namespace) -> int:
             on_change=say,
         ) as subscriber,
     ):
+        for topic in filter(_matches_nothing, arguments.topic or ()):
+            say(f"nothing of the bus begins with {topic!r}; try {INDICATOR} or {SIGHTING}")
         if not as_json:
             say(f"subscribed at {arguments.endpoint}, waiting for messages; Ctrl-C ends")
         output = sys.stdout.fileno()
@@ -81,6 +83,13 @@ def command(arguments: argparse.Namespace) -> int:
                 return OK
             if not messages:
                 return OK
+
+
+def _matches_nothing(prefix: str) -> bool:
+    """Say whether no topic of the bus begins with `prefix`; those of foreign plugins may."""
+    if prefix.startswith(INTERNAL_PREFIX):
+        return False
+    return not any(topic.startswith(prefix) for topic in (INDICATOR, SIGHTING, INTERNAL_PREFIX))
 
 
 def json_lines(messages: Iterable[Message]) -> bytes:

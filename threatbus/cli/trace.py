@@ -66,7 +66,7 @@ def advice(answer: dict[str, Any]) -> Iterator[str]:
     for each in answer["objects"]:
         nowhere = not any(entry["to"] or entry["to_more"] for entry in each["messages"])
         if nowhere:
-            yield f"{each['id']} went to nobody: `threatbus status --json` has everybody's topics"
+            yield f"{each['id']} went to nobody so far; topics are in `threatbus status --json`"
         if waiting := _waiting(each):
             yield f"it still waits for {', '.join(waiting)}: see DEPTH in `threatbus status`"
     if more := answer["more_objects"]:
@@ -104,7 +104,8 @@ def _shown(traced: dict[str, Any]) -> str:
     if traced["withdrawn"]:
         heading += f"\nwithdrawn at {traced['withdrawn_at']}"
     if traced["sightings"]:
-        heading += f"\nsighted {traced['sightings']:,} times"
+        count = traced["sightings"]
+        heading += "\nsighted once" if count == 1 else f"\nsighted {count:,} times"
     if traced["more_messages"]:
         heading += f"\n{traced['more_messages']:,} older messages are left out"
     rows = [_row(entry) for entry in traced["messages"]]

@@ -46,6 +46,8 @@ class Reply(msgspec.Struct):
     pub_port: int = 0
     sub_port: int = 0
     reason: str | None = None
+    #: Prefixes of the topics that this client may publish; None where nobody is asked for a key.
+    write: list[str] | None = None
 
     @property
     def success(self) -> bool:

@@ -12,12 +12,15 @@ from urllib.parse import urlsplit
 from threatbus.config.source import KEY_FILE_VARIABLE
 from threatbus.errors import BusUnreachable, InvalidConfig
 from threatbus.keyfiles import ClientKeys, read_file
+from threatbus.protected import address_of_interface
 
 if TYPE_CHECKING:
     import zmq
 
 DEFAULT_PORT: Final = 13370
 DEFAULT_ENDPOINT: Final = f"tcp://127.0.0.1:{DEFAULT_PORT}"
+#: What is bound to the one is reached by the other.
+_ONE_OF: Final = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,15 @@ class Endpoint:
             key_file = os.environ.get(KEY_FILE_VARIABLE, "")
         keys = read_keys(key_file)
         return cls(host, default_port if port is None else port, keys)
+
+    @classmethod
+    def of_bound(cls, host: str, port: int) -> Endpoint:
+        """Say where on this machine to connect to what is bound to `host`.
+
+        That is an address, with or without brackets, a name, an interface, or ``*`` for all.
+        """
+        host = address_of_interface(host) or host.strip("[]")
+        return cls(_ONE_OF.get(host, host), port)
 
     def secure(self, socket: zmq.Socket[bytes]) -> None:
         """Have `socket`, which is yet to be connected, speak with the keys, if there are any."""

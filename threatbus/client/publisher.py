@@ -70,6 +70,8 @@ class Publisher(Session):
         self._wanted: set[str] = set()
         # A subscription to nothing, which tells the ports and later whether it is the same bus.
         self._p2p: str | None = None
+        # What the bus lets this client publish; None where it asks for no keys.
+        self._writes: tuple[str, ...] | None = None
         self._connections = Connections(endpoint)
         # A context of its own: when it ends, what was published has left.
         self._outlet = Connections(endpoint)
@@ -104,6 +106,13 @@ class Publisher(Session):
                 f"{self._endpoint} has closed the connection at an object of {len(data):,} bytes, "
                 "which is probably more than its max_message_size"
             )
+
+    def may_write(self, topic: str) -> bool:
+        """Say whether the bus takes objects of `topic` from this client, as it said at the start.
+
+        An answer to a snapshot request is subject to the topic of the object in it.
+        """
+        return self._writes is None or topic.startswith(self._writes)
 
     def settle(self) -> None:
         """End the subscription that told the ports: for a publisher that stands for long.
@@ -158,6 +167,7 @@ class Publisher(Session):
         """Subscribe to nothing; gives the port to publish to."""
         reply = self._manage.subscribe(self._timeout, NO_TOPIC, snapshot=0, **self._wish)
         self._p2p = reply.topic
+        self._writes = None if reply.write is None else tuple(reply.write)
         return reply.sub_port
 
     def _fresh_p2p(self) -> str:

@@ -22,6 +22,7 @@ annotations   what a schema's field takes
 wording       what messages say: what was found, what is allowed, what was probably meant
 scalars       numbers, booleans and text, in quotes or not
 secrets       files that secrets are read from
+rules         what must hold between the settings of a section
 check         a section against its schema, every error at once
 yaml12        text of a file to a mapping
 source        `load`: which file is read, the variables over it, ``.env``
@@ -31,7 +32,9 @@ whole         `read`: which plugins are configured, all of it checked, what plug
 """
 
 from threatbus.config.check import check_section
+from threatbus.config.rules import rule
 from threatbus.config.schema import (
+    FREE,
     ByteSize,
     CoreConfig,
     Host,
@@ -59,6 +62,7 @@ from threatbus.config.whole import Checked, PluginInfo, Section, read, read_core
 from threatbus.config.wording import describe, is_secret, nearest
 
 __all__ = [
+    "FREE",
     "PREFIX",
     "ByteSize",
     "Checked",
@@ -92,5 +96,6 @@ __all__ = [
     "nearest",
     "read",
     "read_core",
+    "rule",
     "survey",
 ]

@@ -20,12 +20,13 @@ from threatbus.config.annotations import (
     members,
     shape,
 )
+from threatbus.config.rules import WRONG, Partial, errors_of, is_wrong
 from threatbus.config.scalars import to_scalar
 from threatbus.config.secrets import FILE_SUFFIX, SecretFileError, files_of, is_readable_by_all
 from threatbus.config.secrets import read as read_secret
 from threatbus.config.values import EnvText, as_mapping, is_null, join, match, plain, variables_of
 from threatbus.config.wording import allowed, describe, is_secret, listed, nearest
-from threatbus.errors import ConfigError, InvalidConfig
+from threatbus.errors import ConfigError
 
 SchemaT = TypeVar("SchemaT", bound=msgspec.Struct)
 
@@ -37,8 +38,8 @@ def check_section(
 
     `path` is where the section stands (``plugins.apps.zmq``). Keys match in any case. Numbers
     and booleans may stand in quotes. A null section, or a null where there is a default, means
-    the default. A ValueError from the Struct's ``__post_init__`` becomes an error of the whole
-    section. Unknown keys from the environment are no errors but go to `warnings`.
+    the default. What settings must be to each other say the schema's rules
+    (`threatbus.config.rule`). Unknown keys from the environment are no errors but go to `warnings`.
     Not supported in a schema: tagged unions of Structs, tuples of several types.
     """
     checker = Checker()
@@ -51,7 +52,8 @@ def check_section(
 class Checker:
     """Converts values by their annotation and gathers what is wrong instead of stopping.
 
-    What could not be converted is None; whether something was wrong, `errors` says.
+    What could not be converted is `WRONG`, a section of which not all could be a `Partial`; whether
+    anything was wrong, `errors` says.
     """
 
     def __init__(self) -> None:
@@ -59,12 +61,16 @@ class Checker:
         self.warnings: list[str] = []
 
     def section(self, value: object, schema: type[SchemaT], path: str) -> SchemaT | None:
-        """The section as `schema`."""
+        """The section as `schema`; None if anything is wrong with it."""
         before = len(self.errors)
+        section = self._section(value, schema, path)
+        return section if isinstance(section, schema) and len(self.errors) == before else None
+
+    def _section(self, value: object, schema: type[SchemaT], path: str) -> object:
         files = files_of(schema)
         given = self._known(value, [*keys(schema), *files], path)
         if given is None:
-            return None
+            return WRONG
         self._read_files(given, files, path)
         settings: dict[str, object] = {}
         for each in msgspec.structs.fields(schema):
@@ -72,9 +78,21 @@ class Checker:
             if name not in given:
                 if each.required:
                     self.errors.append(ConfigError(where, None, allowed(each.type)))
+                    settings[each.name] = WRONG
             elif each.required or admits_null(each.type) or not is_null(given[name]):
                 settings[each.name] = self.value(given[name], each.type, where)
-        return self._build(schema, settings, path) if len(self.errors) == before else None
+        return self._built(schema, settings, path)
+
+    def _built(self, schema: type[SchemaT], settings: dict[str, object], path: str) -> object:
+        """The section of these settings, held against its rules."""
+        section = Partial(schema, settings)
+        self.errors.extend(section.broken_rules(path))
+        if not section.is_complete():
+            return section
+        built: list[SchemaT] = []
+        # A schema may have a ``__post_init__``, too, which needs all of its settings to be right.
+        self.errors.extend(errors_of(lambda: built.append(schema(**settings)), path))
+        return built[0] if built else section
 
     def _known(self, value: object, names: Sequence[str], path: str) -> dict[str, object] | None:
         """The section's items under their proper names; notes the unknown ones."""
@@ -90,6 +108,7 @@ class Checker:
             elif name in given:
                 twice = f"there twice, also as {key}"
                 self.errors.append(ConfigError(join(path, name), twice, "there once"))
+                given[name] = WRONG
             else:
                 given[name] = item
         return given
@@ -104,6 +123,7 @@ class Checker:
             if name in given and not is_null(given[name]):
                 twice = f"there twice, also as {key}"
                 self.errors.append(ConfigError(join(path, name), twice, "there once"))
+                given[name] = WRONG
                 continue
             try:
                 text = str(to_scalar(file, str))
@@ -112,6 +132,7 @@ class Checker:
                 # What is no path at all may be the secret.
                 found = str(error) if isinstance(error, SecretFileError) else "no path of a file"
                 self.errors.append(ConfigError(where, found, "a file that holds the secret"))
+                given[name] = WRONG
                 continue
             if is_readable_by_all(text):
                 self.warnings.append(
@@ -131,34 +152,22 @@ class Checker:
             for variable in variables
         )
 
-    def _build(
-        self, schema: type[SchemaT], settings: dict[str, object], path: str
-    ) -> SchemaT | None:
-        try:
-            return schema(**settings)
-        except ConfigError as error:
-            self.errors.append(error)
-        except InvalidConfig as error:
-            self.errors.extend(error.errors)
-        except (ValueError, TypeError) as error:
-            found = f"contradictory ({error})"
-            self.errors.append(ConfigError(path, found, "a section whose settings fit together"))
-        return None
-
     def wrong(self, value: object, what: str, path: str) -> object:
-        """Note that `value` is not `what` it must be; gives None for it."""
+        """Note that `value` is not `what` it must be; gives `WRONG` for it."""
         self.errors.append(ConfigError(path, describe(value, path), what))
-        return None
+        return WRONG
 
     def value(self, value: object, annotation: Any, path: str) -> object:
         """The value as the annotation has it."""
+        if value is WRONG:
+            return WRONG
         match shape(annotation):
             case "anything":
                 return plain(value)
             case "union":
                 return self._union(value, annotation, path)
             case "section":
-                return self.section(value, bare(annotation), path)
+                return self._section(value, bare(annotation), path)
             case "mapping":
                 return self._mapping(value, annotation, path)
             case "sequence":
@@ -195,21 +204,21 @@ class Checker:
             mapping = dict(mapping)
             self._read_files(mapping, files, path)
         key_type, item_type = arguments(annotation) or (object, object)
-        return {
+        converted = {
             self.value(key, key_type, path): self.value(item, item_type, join(path, str(key)))
             for key, item in mapping.items()
         }
+        return WRONG if any(map(is_wrong, [*converted, *converted.values()])) else converted
 
     def _sequence(self, value: object, annotation: Any, path: str) -> object:
         items = value.guess() if isinstance(value, EnvText) else value
         if not isinstance(items, list | tuple) or not length_is_allowed(items, annotation):
             return self.wrong(value, allowed(annotation), path)
         item_type = (arguments(annotation) or (object,))[0]
-        before = len(self.errors)
         converted = [
             self.value(item, item_type, f"{path}[{index}]") for index, item in enumerate(items)
         ]
-        return kind(annotation)(converted) if len(self.errors) == before else None
+        return WRONG if any(map(is_wrong, converted)) else kind(annotation)(converted)
 
     def _choice(self, value: object, annotation: Any, path: str) -> object:
         given = value.as_text() if isinstance(value, EnvText) else value
@@ -231,5 +240,5 @@ class Checker:
                 what += "; text that looks like something else needs quotes"
             if is_marked(annotation, "secret"):
                 self.errors.append(ConfigError(path, "a value that is not shown", what))
-                return None
+                return WRONG
             return self.wrong(value, what, path)

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+#: What an address is to be that a plugin binds, for when it cannot.
+FREE: Final = "free; `threatbus doctor` says who has it"
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port between 1 and 65535")]
 Seconds = Annotated[float, Meta(gt=0, description="a number of seconds above 0")]
 SecondsOrZero = Annotated[float, Meta(ge=0, description="a number of seconds, or 0")]

@@ -102,9 +102,9 @@ def read(
     `source` comes from `load`, or is a Dynaconf object that someone else built, or a mapping.
     Raises InvalidConfig with every error at once.
     """
-    checked, errors = survey(source, installed_apps, installed_backbones)
-    if errors or checked is None:
-        raise InvalidConfig(errors)
+    checked, checker = _examine(source, installed_apps, installed_backbones)
+    if checked is None or checker.errors:
+        raise InvalidConfig(checker.errors, tuple(summed_up(checker.warnings)))
     return checked
 
 
@@ -118,6 +118,16 @@ def survey(
     Plugins with a wrong section are left out of what is right; None if the core's own settings are
     wrong.
     """
+    checked, checker = _examine(source, installed_apps, installed_backbones)
+    return checked, checker.errors
+
+
+def _examine(
+    source: Any,
+    installed_apps: Mapping[str, PluginInfo],
+    installed_backbones: Mapping[str, PluginInfo],
+) -> tuple[Checked | None, Checker]:
+    """What is right, and the checker with all errors and warnings."""
     tree = _tree(source)
     checker = Checker()
     core = checker.section(tree, CoreConfig, "")
@@ -140,7 +150,7 @@ def survey(
     if _group_in(tree, "apps") == {}:
         checker.warnings.append("plugins.apps: no app plugin is configured, nobody can take part")
     if core is None:
-        return None, checker.errors
+        return None, checker
     right = {
         group: {
             name: struct
@@ -159,7 +169,7 @@ def survey(
         plain_backbones=_for_run(written["backbones"], right["backbones"]),
         warnings=tuple(summed_up(checker.warnings)),
     )
-    return checked, checker.errors
+    return checked, checker
 
 
 def _is_wrong(section: str, errors: Sequence[ConfigError]) -> bool:

@@ -93,6 +93,7 @@ def _where(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+    problem = str(problem).replace(r"character '\t'", "a tab")
     # An unquoted password may be what the parser stumbled over.
-    problem = re.sub(r"'[^']{2,}'", "'…'", str(problem))
+    problem = re.sub(r"'[^']{2,}'", "'…'", problem)
     return f"{place} ({problem})"

@@ -21,6 +21,7 @@ from threatbus.config import (
     Text,
     check_section,
     load,
+    rule,
 )
 from threatbus.errors import ConfigError, InvalidConfig
 
@@ -85,33 +86,55 @@ class VastConfig(msgspec.Struct, frozen=True, kw_only=True):
     sink: Text | None = None
     """Where contexts go instead of sightings to the bus: STDOUT, or a command."""
 
-    def __post_init__(self) -> None:
-        """Check what a type cannot say; raises `InvalidConfig`."""
-        errors = [
-            *_endpoint_errors("vast", self.vast),
-            *_endpoint_errors("threatbus", self.threatbus),
-            *_key_errors(self.key_file),
-            *_command_errors("transform_context", self.transform_context),
-            *_command_errors("sink", None if self.sink == STDOUT else self.sink),
-        ]
+    @rule
+    def vast_is_an_endpoint(self) -> None:
+        """Raise `ConfigError` for one that cannot be parsed."""
+        _check_endpoint("vast", self.vast)
+
+    @rule
+    def threatbus_is_an_endpoint(self) -> None:
+        """Raise `ConfigError` for one that cannot be parsed."""
+        _check_endpoint("threatbus", self.threatbus)
+
+    @rule
+    def key_file_can_be_read(self) -> None:
+        """Raise `ConfigError` for a file without the keys of a client."""
+        try:
+            read_keys(self.key_file or "")
+        except ValueError as error:
+            what = f"a readable key file ({error})"
+            raise ConfigError("key_file", repr(self.key_file), what) from None
+
+    @rule
+    def transform_context_can_be_run(self) -> None:
+        """Raise `ConfigError` for a command that is not there."""
+        if self.transform_context is not None:
+            _check_command("transform_context", self.transform_context)
+
+    @rule
+    def sink_can_be_run(self) -> None:
+        """Raise `ConfigError` for a command that is not there."""
+        if self.sink is not None and self.sink != STDOUT:
+            _check_command("sink", self.sink)
+
+    @rule
+    def matches_something(self) -> None:
+        """Raise `ConfigError` for a wrapper with nothing to do."""
         if not (self.live_match or self.retro_match):
-            errors.append(
-                ConfigError("retro_match", "false, as is live_match", "true, or live_match is")
-            )
+            raise ConfigError("retro_match", "false, as is live_match", "true, or live_match is")
+
+    @rule
+    def program_is_installed(self) -> None:
+        """Raise `ConfigError` for one that is not, or is VAST of old."""
         if Path(self.vast_binary).name == "vast":
-            errors.append(
-                ConfigError("vast_binary", "vast", "tenzir, which VAST is called since version 4")
+            what = "tenzir, which VAST is called since version 4"
+            raise ConfigError("vast_binary", "vast", what)
+        if _found(self.vast_binary) is None:
+            raise ConfigError(
+                "vast_binary",
+                f"{self.vast_binary!r}, which is not installed",
+                "the program `tenzir`; try `pip install --no-deps tenzir`",
             )
-        elif _found(self.vast_binary) is None:
-            errors.append(
-                ConfigError(
-                    "vast_binary",
-                    f"{self.vast_binary!r}, which is not installed",
-                    "the program `tenzir`; try `pip install --no-deps tenzir`",
-                )
-            )
-        if errors:
-            raise InvalidConfig(errors)
 
     @property
     def program(self) -> str:
@@ -147,29 +170,17 @@ def _found(program: str) -> str | None:
     return shutil.which(program) or shutil.which(beside)
 
 
-def _endpoint_errors(key: str, text: str) -> list[ConfigError]:
+def _check_endpoint(key: str, text: str) -> None:
     try:
         Endpoint.parse(text, key_file="")
     except ValueError:
-        return [ConfigError(key, repr(text), "HOST:PORT")]
-    return []
+        raise ConfigError(key, repr(text), "HOST:PORT") from None
 
 
-def _key_errors(file: str | None) -> list[ConfigError]:
-    try:
-        read_keys(file or "")
-    except ValueError as error:
-        return [ConfigError("key_file", repr(file), f"a readable key file ({error})")]
-    return []
-
-
-def _command_errors(key: str, text: str | None) -> list[ConfigError]:
-    if text is None:
-        return []
+def _check_command(key: str, text: str) -> None:
     try:
         arguments = shlex.split(text)
     except ValueError as error:
-        return [ConfigError(key, f"{text!r} ({error})", "a command, quoted as for a shell")]
+        raise ConfigError(key, f"{text!r} ({error})", "a command, quoted as for a shell") from None
     if not arguments or shutil.which(arguments[0]) is None:
-        return [ConfigError(key, f"{text!r}, which cannot be run", "a command that is installed")]
-    return []
+        raise ConfigError(key, f"{text!r}, which cannot be run", "a command that is installed")

@@ -68,7 +68,7 @@ class Answers:
         if event is not None and self._reconciler.is_overtaken((event.uuid or "").lower()):
             return
         if self._published_only and not (event is not None and event.published):
-            self._reconciler.hold(f"attribute {attribute.uuid}")
+            self._reconciler.hold_attribute(attribute)
             return
         try:
             context = self._contexts.of(event, attribute, visible=True)

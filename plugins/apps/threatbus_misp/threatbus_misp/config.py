@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -16,8 +18,11 @@ from threatbus.config import (
     Secret,
     SecretSettings,
     Text,
+    rule,
 )
 from threatbus.errors import ConfigError, InvalidConfig
+
+SECTION: Final = "plugins.apps.misp"
 
 Days = Annotated[float, msgspec.Meta(ge=0, description="a number of days, or 0")]
 ThreatLevel = Annotated[
@@ -36,6 +41,21 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The key of the user that the bus is to MISP."""
     timeout: Seconds = 30.0
     """Seconds that MISP may take for an answer."""
+
+    @rule
+    def host_is_an_address_where_it_is_used(self) -> None:
+        """Raise `ConfigError` for one that is none."""
+        if self.key and not _is_web_address(self.host):
+            # Which may hold a password, so it is not shown.
+            allowed = "http:// or https:// and the name of a host"
+            raise ConfigError("host", "no address of the web", allowed)
+
+    @rule
+    def certificates_are_there(self) -> None:
+        """Raise `ConfigError` for a file that is not."""
+        if isinstance(self.ssl, str) and not Path(self.ssl).exists():
+            allowed = "true, false, or a file (or directory) that is there"
+            raise ConfigError("ssl", repr(self.ssl), allowed)
 
 
 class FilterConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +94,12 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
     config: SecretSettings = {}
     """Settings of librdkafka, passed on as they are; offsets are committed by the bus."""
 
+    @rule
+    def has_topics(self) -> None:
+        """Raise `ConfigError` for a Kafka from which nothing would come."""
+        if not self.topics:
+            raise ConfigError("topics", "empty", "topics that MISP writes")
+
 
 class SightingsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The section ``sightings``: those that the bus reports to MISP."""
@@ -110,6 +136,17 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     full_comparison: SecondsOrZero = 86_400.0
     """Seconds between two comparisons of everything that was published with MISP; 0: never."""
 
+    @property
+    def is_used(self) -> bool:
+        """Whether these settings are those of a MISP, and not only around those that are."""
+        return True
+
+    @rule
+    def has_a_source(self) -> None:
+        """Raise `ConfigError` for a MISP that nothing would come from."""
+        if self.is_used and self.zmq is None and self.kafka is None and not self.api.key:
+            raise ConfigError("", "without any source", "a MISP with zmq, kafka, or an api.key")
+
 
 class MispConfig(InstanceConfig, frozen=True, kw_only=True):
     """The section ``plugins.apps.misp``."""
@@ -117,22 +154,27 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
     instances: dict[str, InstanceConfig] = {}
     """Several MISPs by name, instead of the keys above."""
 
-    def __post_init__(self) -> None:
-        """Check what belongs together; raises `InvalidConfig`."""
+    @property
+    def is_used(self) -> bool:
+        """Whether the keys above are those of the only MISP."""
+        return not self.instances
+
+    def path_of(self, name: str) -> str:
+        """Give the key of the section of an instance."""
+        return f"{SECTION}.instances.{name}" if self.instances else SECTION
+
+    def check_modules(self) -> None:
+        """Raise `InvalidConfig` where a section needs a Python module that is not installed."""
         errors = []
         for name, each in self.by_name.items():
-            path = "plugins.apps.misp" + (f".instances.{name}" if self.instances else "")
-            if each.kafka is not None and not each.kafka.topics:
-                errors.append(
-                    ConfigError(f"{path}.kafka.topics", "empty", "topics that MISP writes")
-                )
-            if isinstance(each.api.ssl, str) and not Path(each.api.ssl).exists():
-                allowed = "true, false, or a file (or directory) that is there"
-                errors.append(ConfigError(f"{path}.api.ssl", repr(each.api.ssl), allowed))
-            if each.zmq is None and each.kafka is None and not each.api.key:
-                errors.append(
-                    ConfigError(path, "without any source", "a MISP with zmq, kafka, or an api.key")
-                )
+            for key, wanted, module, package in (
+                ("api.key", bool(each.api.key), "pymisp", "pymisp"),
+                ("kafka", each.kafka is not None, "confluent_kafka", "confluent-kafka"),
+            ):
+                if wanted and find_spec(module) is None:
+                    found = f"there, and the Python module {module} is not"
+                    allowed = f"left out, or the module installed: pip install {package}"
+                    errors.append(ConfigError(f"{self.path_of(name)}.{key}", found, allowed))
         if errors:
             raise InvalidConfig(errors)
 
@@ -140,3 +182,13 @@ class MispConfig(InstanceConfig, frozen=True, kw_only=True):
     def by_name(self) -> dict[str, InstanceConfig]:
         """All instances; the old form with one has the name ``misp``."""
         return dict(self.instances) if self.instances else {"misp": self}
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        # Looked at for what it raises.
+        _ = url.port
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https") and bool(url.hostname) and text == text.strip()

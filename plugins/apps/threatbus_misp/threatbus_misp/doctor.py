@@ -18,7 +18,6 @@ from threatbus_misp.config import ApiConfig, InstanceConfig, KafkaConfig, MispCo
 from threatbus_misp.rest import MispApi
 from threatbus_misp.rest_errors import MispDenied, MispError
 
-SECTION: Final = "plugins.apps.misp"
 #: Seconds that MISP may take for an answer over REST.
 REST_SECS: Final = 10.0
 #: Seconds within which MISP's publisher is heard: it gives a sign of life every 10 s.
@@ -32,9 +31,8 @@ METADATA_SECS: Final = 8.0
 def checks(config: MispConfig) -> Iterator[Check]:
     """Give the checks of all instances."""
     for name, each in config.by_name.items():
-        section = f"{SECTION}.instances.{name}" if config.instances else SECTION
         of = f" of {name}" if config.instances else ""
-        yield from _checks_of(each, section, of)
+        yield from _checks_of(each, config.path_of(name), of)
 
 
 def _checks_of(config: InstanceConfig, section: str, of: str) -> Iterator[Check]:
@@ -72,11 +70,8 @@ def _check_address(address: str, key: str) -> None:
         from requests.utils import get_environ_proxies  # noqa: PLC0415 (comes with PyMISP)
     except ImportError as error:
         raise _no_module(error, "pymisp") from None
-    try:
-        url = urlsplit(address)
-        port = url.port or (443 if url.scheme == "https" else 80)
-    except ValueError:
-        raise CheckFailed("its address cannot be read", f"correct {key}") from None
+    url = urlsplit(address)
+    port = url.port or (443 if url.scheme == "https" else 80)
     if not get_environ_proxies(address):
         reach(url.hostname or address, port, key)
 

@@ -1,4 +1,4 @@
-"""Which attributes come onto the bus: the filters of the configuration; no I/O."""
+"""Which attributes come onto the bus, and which REST is asked for: as the configuration says."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from threatbus_misp.config import FilterConfig, InstanceConfig
 from threatbus_misp.mapping.model import Attribute
+from threatbus_misp.rest import AttributeFilter
 
 if TYPE_CHECKING:
     from threatbus_misp.contexts import Context
@@ -28,12 +29,12 @@ class Filters:
         self._threat_level = config.threat_level
         #: Whether the event's tags have to be known.
         self.needs_tags = bool(self._excluded) or any(each.tags for each in self._filters)
-        # Whether there is nothing to look at.
-        self._open = not self._filters and not self._excluded and config.threat_level == _ANY_LEVEL
+        #: Whether everything passes.
+        self.open = not self._filters and not self._excluded and config.threat_level == _ANY_LEVEL
 
     def let_pass(self, attribute: Attribute, event: Context | None) -> bool:
         """Say whether an attribute of this event passes; its tags and the event's count."""
-        if self._open:
+        if self.open:
             return True
         names = [tag.name for tag in attribute.tags or ()]
         if event is not None:
@@ -60,6 +61,18 @@ class _Filter:
         if self.tags and self.tags.isdisjoint(tags):
             return False
         return not self.orgs or (event is not None and not self.orgs.isdisjoint(_folded(event.org)))
+
+
+def asked_for(config: InstanceConfig) -> AttributeFilter:
+    """Give which attributes REST is asked for; what else keeps one off the bus is looked at here.
+
+    MISP knows an attribute's warninglists, and a message does not say.
+    """
+    return AttributeFilter(
+        to_ids=True,
+        published=True if config.published_only else None,
+        enforce_warninglist=config.warninglists,
+    )
 
 
 def _folded(names: Iterable[str]) -> frozenset[str]:

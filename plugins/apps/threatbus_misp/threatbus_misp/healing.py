@@ -16,11 +16,12 @@ from threatbus.errors import Rejected
 from threatbus.workers import Backoff, StoppableWorker
 from threatbus_misp.answers import Answers
 from threatbus_misp.config import InstanceConfig
+from threatbus_misp.filters import asked_for
 from threatbus_misp.handover import Handover
 from threatbus_misp.index import IndexUnusable
 from threatbus_misp.mapping import model
 from threatbus_misp.missing import Missing
-from threatbus_misp.rest import AttributeFilter, MispApi
+from threatbus_misp.rest import MispApi
 from threatbus_misp.rest_errors import MispDenied, MispInterrupted, MispRefusal, MispUnreachable
 
 logger = logging.getLogger("threatbus.misp.healing")
@@ -145,6 +146,9 @@ class Healer(StoppableWorker):
 
     def _next_comparison(self) -> float:
         compared = float(self._answers.note(COMPARED_AT) or 0.0)
+        if compared > self._now():
+            # The clock was ahead then, and nobody knows by how much.
+            return 0.0
         return compared + self._config.full_comparison
 
     def _do_next(self) -> None:
@@ -208,9 +212,7 @@ class Healer(StoppableWorker):
         if self._config.backfill or self._answers.index_renewed:
             progress = _Progress(self._instance, f"history since {_shown(since)}", self._now)
             for page in self._pages(
-                api.attributes_changed(
-                    since, deleted=False, only=self._wanted(), running=self._running
-                )
+                api.attributes_changed(since, only=asked_for(self._config), running=self._running)
             ):
                 self._answers.apply_attributes(self._read(page, model.read_attribute))
                 progress.note("attributes", len(page))
@@ -225,13 +227,6 @@ class Healer(StoppableWorker):
                 if page is None:
                     return
                 yield page
-
-    def _wanted(self) -> AttributeFilter:
-        return AttributeFilter(
-            to_ids=True,
-            published=True if self._config.published_only else None,
-            enforce_warninglist=self._config.warninglists,
-        )
 
     def _apply_event(self, api: MispApi, event: str) -> None:
         """Ask for an event and apply it; one that MISP cannot give costs the others nothing."""
@@ -284,7 +279,7 @@ class Healer(StoppableWorker):
         progress = _Progress(self._instance, "a full comparison", self._now)
         self._answers.begin_comparison()
         for page in self._pages(
-            api.attributes_changed(0, deleted=False, only=self._wanted(), running=self._running)
+            api.attributes_changed(0, only=asked_for(self._config), running=self._running)
         ):
             self._answers.compare(self._read(page, model.read_attribute))
             progress.note("attributes", len(page))

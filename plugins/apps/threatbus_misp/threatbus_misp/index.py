@@ -17,11 +17,10 @@ memory as well, so whoever reads does not see the difference.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -29,6 +28,7 @@ from uuid import UUID
 import msgspec
 
 from threatbus.errors import ThreatBusError
+from threatbus_misp import database
 
 logger = logging.getLogger("threatbus.misp.index")
 
@@ -40,21 +40,13 @@ READ_AT_ONCE: Final = 500
 MAX_JOURNALED: Final = 10_000
 #: Sightings that are known again when they come again.
 MAX_SIGHTINGS: Final = 100_000
-#: Kibibytes of the file that are kept in memory.
+#: Bytes of a page of the file, and kibibytes of it that are kept in memory.
+PAGE_BYTES: Final = 16_384
 CACHE_KIB: Final = 16 * 1024
 
 #: Name of the note that says when an index had to be begun anew.
 RENEWED: Final = "renewed"
 
-# Exclusive: two buses with one index would each publish half of the truth.
-_SETTINGS: Final = f"""
-PRAGMA locking_mode = EXCLUSIVE;
-PRAGMA page_size = 16384;
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
-PRAGMA wal_autocheckpoint = 1000;
-PRAGMA cache_size = -{CACHE_KIB};
-"""
 _SCHEMA: Final = """
 CREATE TABLE attributes (
     uuid BLOB UNIQUE NOT NULL, event BLOB NOT NULL, published INTEGER NOT NULL, entry BLOB NOT NULL
@@ -68,7 +60,6 @@ CREATE TABLE outbox (number INTEGER PRIMARY KEY, messages BLOB NOT NULL);
 CREATE TABLE missing (event TEXT PRIMARY KEY, whole INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-_CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class IndexUnusable(ThreatBusError):
@@ -124,43 +115,34 @@ class Index:
         #: When the index had to be begun anew, an epoch; 0: never.
         self.renewed = 0
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 self._db = self._opened()
             except sqlite3.DatabaseError as error:
-                if _code(error) not in _CORRUPT:
+                if not database.is_broken(error):
                     raise
                 self._renew(str(error))
         except (sqlite3.Error, OSError) as error:
             raise self._unusable("opened", error) from error
 
     def _opened(self) -> sqlite3.Connection:
-        # What is not for everybody in MISP is not for everybody here.
-        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-        db = sqlite3.connect(self._path, timeout=0.5, check_same_thread=False, isolation_level=None)
+        db = database.opened(self._path, _SCHEMA, VERSION, page_size=PAGE_BYTES)
         try:
-            db.executescript(_SETTINGS)
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
-            elif version != VERSION:
-                raise _OtherVersion(f"it is of version {version}, not {VERSION}")
+            db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             rows = db.execute("SELECT entries FROM journal ORDER BY number").fetchall()
             for entry in (entry for row in rows for entry in _ENTRIES.decode(row[0])):
                 self._journaled[entry.uuid] = entry
             (last,) = db.execute("SELECT max(number) FROM outbox").fetchone()
+            renewed = db.execute("SELECT value FROM notes WHERE name = ?", (RENEWED,)).fetchone()
         except BaseException:
-            with suppress(sqlite3.Error):
-                db.close()
+            database.close(db)
             raise
         self._number = max(self._number, last or 0)
-        renewed = db.execute("SELECT value FROM notes WHERE name = ?", (RENEWED,)).fetchone()
         self.renewed = int(renewed[0]) if renewed else 0
         return db
 
     def _renew(self, reason: str) -> None:
         """Put the file aside and begin anew."""
-        aside = self._path.with_name(f"{self._path.name}.broken")
+        aside = database.put_aside(self._path)
         logger.error(
             "the index %s cannot be read (%s): it is put aside as %s, and a new one begun. What "
             "was published before is compared with MISP as far as there is an api.key",
@@ -168,9 +150,6 @@ class Index:
             reason,
             aside.name,
         )
-        self._path.replace(aside)
-        for rest in ("-wal", "-shm"):
-            self._path.with_name(self._path.name + rest).unlink(missing_ok=True)
         for kept in (self._journaled, self._unwritten, self._read):
             kept.clear()
         self._db = self._opened()
@@ -181,17 +160,10 @@ class Index:
     def transaction(self) -> Iterator[None]:
         """Write all of what happens within, or nothing of it."""
         with self.reading("written"):
-            self._db.execute("BEGIN IMMEDIATE")
             try:
-                yield
-                self._write()
-                self._db.execute("COMMIT")
-            except BaseException:
-                # A full disk has SQLite roll back by itself.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            else:
+                with database.transaction(self._db):
+                    yield
+                    self._write()
                 if self._flushed:
                     self._journaled.clear()
                 else:
@@ -207,9 +179,8 @@ class Index:
         try:
             yield
         except sqlite3.Error as error:
-            if _code(error) in _CORRUPT:
-                with suppress(sqlite3.Error):
-                    self._db.close()
+            if database.is_broken(error):
+                database.close(self._db)
                 try:
                     self._renew(str(error))
                 except (sqlite3.Error, OSError) as another:
@@ -217,9 +188,7 @@ class Index:
             raise self._unusable(what, error) from error
 
     def _unusable(self, what: str, error: Exception) -> IndexUnusable:
-        reason = str(error)
-        if _code(error) == sqlite3.SQLITE_BUSY:
-            reason = "another bus uses it; give each a state_directory of its own"
+        reason = database.reason_of(error)
         return IndexUnusable(f"the index {self._path} cannot be {what}: {reason}")
 
     def close(self) -> None:
@@ -409,21 +378,10 @@ class Index:
         self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
 
-class _OtherVersion(sqlite3.DatabaseError):
-    """A file with other tables."""
-
-    sqlite_errorcode = sqlite3.SQLITE_NOTADB
-
-
 _MESSAGES: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
 _ENTRIES: Final = msgspec.msgpack.Decoder(list[Entry])
 _ENTRY: Final = msgspec.msgpack.Decoder(Entry)
 _encode: Final = msgspec.msgpack.Encoder().encode
-
-
-def _code(error: Exception) -> int:
-    """Give SQLite's primary code; errors of the module's own have none."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _key(uuid: str) -> bytes:

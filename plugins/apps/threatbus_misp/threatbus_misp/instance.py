@@ -10,9 +10,9 @@ from pathlib import Path
 
 from threatbus.data import SnapshotRequest
 from threatbus.errors import Overflow
+from threatbus.hookspecs import SubscribeCallback
 from threatbus.intake import Intake
-from threatbus.messages import Message
-from threatbus.observe.report import PluginReport
+from threatbus.messages import SIGHTING, Message
 from threatbus.queues import MessageQueue
 from threatbus.services import Services
 from threatbus.workers import Backoff, StoppableWorker
@@ -65,7 +65,7 @@ class Instance:
         self.name = name
         self.config = config
         self._inq = inq
-        self._rejects = services.rejects
+        self._services = services
         self._stopping = threading.Event()
         api = config.api
         self.api = (
@@ -97,7 +97,7 @@ class Instance:
         if config.kafka is not None:
             self._sources.append(KafkaSource(name, config.kafka, self._take, self.missing))
         self._reporter: Reporter | None = None
-        self._report_to(services.report)
+        self._tell_how_it_is()
 
     def start(self) -> None:
         """Start the workers."""
@@ -107,12 +107,25 @@ class Instance:
         if self.outbox is not None:
             self.outbox.start()
 
-    def report(self, outq: MessageQueue) -> None:
-        """Report sightings that come in `outq` to this MISP."""
-        if self.outbox is not None:
-            by_value = self.config.sightings.by_value
-            self._reporter = Reporter(self.name, outq, self.outbox, self.reconciler.knows, by_value)
-            self._reporter.start()
+    def report(self, subscribe: SubscribeCallback) -> None:
+        """Have sightings on the bus reported to this MISP, if that is wanted."""
+        if self.outbox is None:
+            return
+
+        def subscribed() -> MessageQueue:
+            outq = self._services.outq(f"sightings to {self.name}")
+            subscribe(SIGHTING, outq)
+            return outq
+
+        by_value, knows = self.config.sightings.by_value, self.reconciler.knows
+        self._reporter = Reporter(self.name, subscribed, self.outbox, knows, by_value)
+        self._services.report.worker(self._reporter)
+        self._reporter.start()
+
+    @property
+    def outq(self) -> MessageQueue | None:
+        """What is subscribed to sightings."""
+        return self._reporter.outq if self._reporter is not None else None
 
     def answer(self, request: SnapshotRequest) -> None:
         """Answer a request for history."""
@@ -139,9 +152,9 @@ class Instance:
 
     def drain(self, deadline: float) -> int:
         """Put what is in the outq into the outbox; give what is left."""
-        if self._reporter is None:
+        outq = self.outq
+        if outq is None:
             return 0
-        outq = self._reporter.outq
         outq.join(max(0.0, deadline - time.monotonic()))
         return outq.unfinished
 
@@ -154,15 +167,19 @@ class Instance:
         for worker in workers:
             if worker.is_alive():
                 worker.join(JOIN_SECS)
-        self.reconciler.handover.settle()
+        try:
+            self.reconciler.handover.settle()
+        except IndexUnusable as error:
+            logger.error("%s: %s; the next start may repeat messages", self.name, error)  # noqa: TRY400
         if self.outbox is not None:
             self.outbox.close()
         self.index.close()
         if self.api is not None:
             self.api.close()
 
-    def _report_to(self, report: PluginReport) -> None:
+    def _tell_how_it_is(self) -> None:
         """Have the connections and workers of this MISP be seen from outside."""
+        report = self._services.report
         if self.api is not None:
             self.api.connections.state = report.connection(f"{self.name} REST")
         for source in self._sources:
@@ -217,7 +234,7 @@ class Instance:
                     raise
 
     def _reject(self, reason: str, data: bytes) -> None:
-        self._rejects.add(self.name, reason, data)
+        self._services.rejects.add(self.name, reason, data)
 
     def _is_ours(self, sighting: model.Sighting) -> bool:
         return self.outbox is not None and reporter.is_ours(self.outbox, sighting)

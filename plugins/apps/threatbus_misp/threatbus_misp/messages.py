@@ -58,13 +58,12 @@ class Messages:
 
     def _on_attribute(self, message: model.AttributeMessage) -> None:
         attribute = message.attribute
-        attribute.object = attribute.object or message.object
         action = message.action
         if action not in ("add", "edit", "soft-delete", "delete"):
             raise Rejected(f"attribute {attribute.uuid}: unknown action {action!r:.50}")
         if self._published_only:
             # Any of this unpublishes the event in MISP, whatever the message says of it.
-            self._reconciler.hold(f"attribute {attribute.uuid}")
+            self._reconciler.hold_attribute(attribute)
             return
         self._reconciler.tell(attribute.uuid)
         if action in ("soft-delete", "delete") or attribute.deleted:

@@ -16,7 +16,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -179,30 +179,21 @@ class Outbox(StoppableWorker):
         self._wake.set()
         return True
 
-    def is_ours(self, sighting: Mapping[str, Any]) -> bool:
+    def missed(self, count: int) -> None:
+        """Count sightings that were let go on their way here."""
+        self._count(dropped=count)
+
+    def is_ours(
+        self, *, uuid: str, attribute: str, value: str, kind: str, source: str, seen: int
+    ) -> bool:
         """Say whether a sighting that MISP announces is one that came from here.
 
-        Takes the ``Sighting`` of MISP's messages. The announcement may be faster than the answer
-        to our own request, so one that is under way and looks the same is ours too.
+        The announcement may be faster than the answer to our own request, so one that is under way
+        and looks the same is ours too.
         """
-        attribute = sighting.get("Attribute")
-        if not isinstance(attribute, Mapping):
-            attribute = {}
-        uuid = str(attribute.get("uuid") or sighting.get("attribute_uuid") or "")
-        value = str(attribute.get("value") or "")
-        targets = [each for each in (uuid, value, *value.split("|")) if each]
+        targets = [each for each in (attribute, value, *value.split("|")) if each]
         try:
-            seen = int(sighting.get("date_sighting") or 0)
-        except (TypeError, ValueError):
-            return False
-        try:
-            return self._store.knows(
-                str(sighting.get("uuid") or ""),
-                targets,
-                str(sighting.get("type", "0")),
-                str(sighting.get("source") or ""),
-                seen,
-            )
+            return self._store.knows(uuid, targets, kind, source, seen)
         except sqlite3.Error as error:
             self._log.log("disk", logging.ERROR, "sightings sent to MISP: %s", error)
             return False

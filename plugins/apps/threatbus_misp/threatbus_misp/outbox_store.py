@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from threatbus.errors import ThreatBusError
+from threatbus_misp import database
 from threatbus_misp.rest import source_as_kept
 
 logger = logging.getLogger("threatbus.misp.outbox")
@@ -24,11 +24,9 @@ MAX_VALUE: Final = 65_535
 #: The last second that is kept; what lies beyond is no time at all.
 _LAST_SECOND: Final = 2**40
 
-#: Exclusive: two buses with one queue would send everything twice.
+#: Changes when the tables do.
+VERSION: Final = 1
 _SCHEMA: Final = """
-PRAGMA locking_mode = EXCLUSIVE;
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS waiting (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     -- What is kept in order: an attribute, or a value.
@@ -123,17 +121,47 @@ _COLUMNS: Final = ", ".join(f'"{field.name}"' for field in fields(Waiting))
 class OutboxStore:
     """The queue on disk. Each method is one transaction; any thread may call it.
 
-    There is one connection, used under a lock that is held for a transaction and no longer.
+    There is one connection, used under a lock that is held for a transaction and no longer. A file
+    that SQLite cannot read is put aside, and an empty one takes its place. The methods raise
+    `sqlite3.Error`.
     """
 
     def __init__(self, path: Path, max_waiting: int, max_bytes: int) -> None:
+        """Open the file, a new one if there is none; raises `OutboxError`."""
+        self._path = path
         self._max_waiting = max(1, max_waiting)
         self._max_bytes = max_bytes
         # Guards all below.
         self._lock = threading.Lock()
-        self._db = _opened(path)
-        self._waiting, self._bytes = self._measured()
         self._sent_since_pruned = MAX_SENT
+        try:
+            try:
+                self._open()
+            except sqlite3.DatabaseError as error:
+                if not database.is_broken(error):
+                    raise
+                self._renew(error)
+        except (OSError, sqlite3.Error) as error:
+            raise OutboxError(f"{path} cannot be opened: {database.reason_of(error)}") from error
+
+    def _open(self) -> None:
+        self._db = database.opened(self._path, _SCHEMA, VERSION)
+        try:
+            self._waiting, self._bytes = self._measured()
+        except BaseException:
+            database.close(self._db)
+            raise
+
+    def _renew(self, error: sqlite3.Error) -> None:
+        """Put the file aside and begin anew."""
+        aside = database.put_aside(self._path)
+        logger.error(
+            "%s cannot be read (%s): it is put aside as %s, and with it the sightings that waited",
+            self._path,
+            error,
+            aside.name,
+        )
+        self._open()
 
     @property
     def waiting(self) -> int:
@@ -143,7 +171,7 @@ class OutboxStore:
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            self._db.close()
+            database.close(self._db)
 
     def put(self, sighting: OutgoingSighting, count: int) -> int:
         """Append a sighting; gives how many old ones had to make room."""
@@ -154,7 +182,7 @@ class OutboxStore:
         size = sum(len(each.encode()) for each in (order, value or "", source)) + 100
         seen = max(0, min(int(sighting.seen), _LAST_SECOND))
         row = (order, attribute, value, sighting.kind, source, seen, count, size)
-        with self._lock, self._transaction():
+        with self._transaction():
             gone = 0
             while self._waiting and (
                 self._waiting >= self._max_waiting or self._bytes + size > self._max_bytes
@@ -176,7 +204,7 @@ class OutboxStore:
     def next(self, held: Collection[str]) -> Waiting | None:
         """Give the first sighting whose order is not held."""
         marks = ", ".join("?" * len(held))
-        with self._lock:
+        with self._reading():
             row = self._db.execute(
                 f'SELECT {_COLUMNS} FROM waiting WHERE "order" NOT IN ({marks})'
                 " ORDER BY id LIMIT 1",
@@ -186,17 +214,17 @@ class OutboxStore:
 
     def orders_in_doubt(self) -> list[str]:
         """Give the orders of sightings of which nobody knows whether they have been sent."""
-        with self._lock:
+        with self._reading():
             return [row[0] for row in self._db.execute('SELECT "order" FROM waiting WHERE doubt')]
 
     def set_doubt(self, entry: Waiting, doubt: bool) -> None:
         """Note, before a sighting is sent, that its outcome is unknown, or that it is known."""
-        with self._lock, self._transaction():
+        with self._transaction():
             self._db.execute("UPDATE waiting SET doubt = ? WHERE id = ?", (doubt, entry.id))
 
     def sent(self, entry: Waiting, uuid: str) -> None:
         """Note that MISP has one more of a sighting's count."""
-        with self._lock, self._transaction():
+        with self._transaction():
             self._db.execute(
                 "INSERT INTO sent (target, kind, source, seen, uuid) VALUES (?, ?, ?, ?, ?)",
                 (entry.target, entry.kind, entry.source, entry.seen, uuid),
@@ -216,19 +244,19 @@ class OutboxStore:
 
     def drop(self, entry: Waiting) -> None:
         """Forget a sighting."""
-        with self._lock, self._transaction():
+        with self._transaction():
             self._delete(entry.id, entry.size)
 
     def fall_back(self, entry: Waiting) -> None:
         """Turn to the value, from the attribute."""
-        with self._lock, self._transaction():
+        with self._transaction():
             self._db.execute(
                 "UPDATE waiting SET attribute = NULL, doubt = 0 WHERE id = ?", (entry.id,)
             )
 
     def confirmed(self, entry: Waiting) -> list[str]:
         """Give the UUIDs of the sightings that look like this one and are known to be in MISP."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute(
                 "SELECT uuid FROM sent WHERE target = ? AND seen = ? AND kind = ? AND source = ?",
                 (entry.target, entry.seen, entry.kind, entry.source),
@@ -242,7 +270,7 @@ class OutboxStore:
         if not 0 <= seen <= _LAST_SECOND:
             return False
         marks = ", ".join("?" * len(targets))
-        with self._lock:
+        with self._reading():
             for query, arguments in (
                 ("SELECT 1 FROM sent WHERE uuid = ? AND uuid != ''", (_storable(uuid),)),
                 (
@@ -260,16 +288,28 @@ class OutboxStore:
                     return True
         return False
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing, on disk and in what is known of it; requires holding the lock."""
-        assert self._lock.locked()
-        try:
-            with self._db:
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Have the file to oneself; if it turns out to be broken, it is put aside."""
+        with self._lock:
+            try:
                 yield
-        except sqlite3.Error:
-            self._waiting, self._bytes = self._measured()
-            raise
+            except sqlite3.DatabaseError as error:
+                if database.is_broken(error):
+                    database.close(self._db)
+                    self._renew(error)
+                raise
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, on disk and in what is known of it."""
+        with self._reading():
+            try:
+                with database.transaction(self._db):
+                    yield
+            except sqlite3.Error:
+                self._waiting, self._bytes = self._measured()
+                raise
 
     def _measured(self) -> tuple[int, int]:
         query = "SELECT count(*), coalesce(sum(size), 0) FROM waiting"
@@ -286,34 +326,3 @@ class OutboxStore:
 def _storable(text: str) -> str:
     """Give `text` without halves of surrogate pairs, which SQLite does not take."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    """Open the file, readable by its owner alone; one that is no database is put aside."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            return _connection(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            aside = path.with_name(f"{path.name}.broken")
-            logger.error("%s: %s; it is put aside as %s", path, error, aside.name)  # noqa: TRY400
-            path.replace(aside)
-            for rest in ("-wal", "-shm"):
-                path.with_name(path.name + rest).unlink(missing_ok=True)
-            return _connection(path)
-    except (OSError, sqlite3.Error) as error:
-        raise OutboxError(f"{path}: {error}") from error
-
-
-def _connection(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    db = sqlite3.connect(path, timeout=0.5, check_same_thread=False)
-    try:
-        db.executescript(_SCHEMA)
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.close()
-        raise
-    return db

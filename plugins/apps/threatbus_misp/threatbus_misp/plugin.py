@@ -15,7 +15,6 @@ from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.messages import SIGHTING
 from threatbus.observe.report import PluginReport
-from threatbus.queues import MessageQueue
 from threatbus.services import Services
 from threatbus_misp.config import MispConfig
 
@@ -28,7 +27,6 @@ class MispPlugin:
 
     def __init__(self) -> None:
         self._instances: list[Instance] = []
-        self._subscribed: list[MessageQueue] = []
         self._unsubscribe: UnsubscribeCallback | None = None
 
     @threatbus.app
@@ -46,7 +44,10 @@ class MispPlugin:
         unsubscribe_callback: UnsubscribeCallback,
         services: Services,
     ) -> None:
-        """Start every instance. A MISP that does not answer is waited for."""
+        """Start every instance. A MISP that does not answer is waited for.
+
+        Raises `InvalidConfig` if a Python module is missing that an instance needs.
+        """
         # These import the drivers.
         from threatbus_misp.index import IndexUnusable  # noqa: PLC0415
         from threatbus_misp.instance import Instance  # noqa: PLC0415
@@ -54,6 +55,7 @@ class MispPlugin:
 
         section = services.section
         settings = section if isinstance(section, MispConfig) else MispConfig()
+        settings.check_modules()
         self._unsubscribe = unsubscribe_callback
         self._offer_numbers(services.report)
         for name, each in settings.by_name.items():
@@ -65,11 +67,7 @@ class MispPlugin:
                 raise OSError(str(error)) from None
             self._instances.append(instance)
             instance.start()
-            if instance.outbox is not None:
-                outq = services.outq(f"sightings to {name}")
-                self._subscribed.append(outq)
-                instance.report(outq)
-                subscribe_callback(SIGHTING, outq)
+            instance.report(subscribe_callback)
 
     @threatbus.app
     def snapshot(self, snapshot_request: SnapshotRequest, result_q: Any) -> None:  # noqa: ARG002
@@ -91,13 +89,11 @@ class MispPlugin:
     @threatbus.app
     def stop(self) -> None:
         """Stop every instance."""
-        if self._unsubscribe is not None:
-            for outq in self._subscribed:
-                self._unsubscribe(SIGHTING, outq)
         for instance in self._instances:
             instance.stop()
+            if self._unsubscribe is not None and instance.outq is not None:
+                self._unsubscribe(SIGHTING, instance.outq)
         self._instances.clear()
-        self._subscribed.clear()
 
     @threatbus.app
     def diagnose(self, section: msgspec.Struct | None) -> Iterable[Check]:
@@ -119,6 +115,7 @@ class MispPlugin:
         for name, text in (
             ("sightings_sent", "Sightings that MISP has taken."),
             ("sightings_refused", "Sightings that MISP does not want."),
+            ("sightings_dropped", "Sightings for MISP that there was no room for."),
         ):
             report.counter(name, text, partial(self._outbox_counted, name.partition("_")[2]))
         report.gauge(

@@ -110,7 +110,7 @@ class KafkaSource(StoppableWorker):
         if missing:
             there = ", ".join(sorted(name for name in known if not name.startswith("__"))) or "none"
             raise KafkaUnusable(
-                f"plugins.apps.misp.kafka.topics: {', '.join(missing)} does not exist, but topics "
+                f"kafka.topics: {', '.join(missing)} does not exist, but topics "
                 f"that MISP writes are needed; Kafka has: {there}"
             )
 

@@ -33,7 +33,6 @@ TOPICS: Final = frozenset(
         b"misp_json_sighting",
     }
 )
-ALIVE: Final = b"misp_json_self"
 #: Frames that are handed over together.
 BATCH: Final = 1000
 #: Frames that may wait here: MISP drops what it cannot send at once.

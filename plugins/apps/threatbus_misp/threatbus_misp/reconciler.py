@@ -67,6 +67,8 @@ class Reconciler:
     ) -> None:
         self._name = name
         self.filters = Filters(config)
+        # Whether the configuration keeps nothing off the bus.
+        self._keeps_nothing_off = self.filters.open and not config.published_only
         self._refresh = refresh
         self._reject = reject
         self._is_ours = is_ours
@@ -281,6 +283,9 @@ class Reconciler:
             self._count_false_positive(entry, 1 if added else -1)
         if not added or self._is_ours(sighting):
             return
+        if not self._tells_of(sighting, entry):
+            self.counters.filtered += 1
+            return
         found = sightings.sighting_of(sighting, attribute_uuid=uuid, source=self.source)
         if found is not None:
             self.counters.sightings += 1
@@ -357,6 +362,12 @@ class Reconciler:
             what,
         )
 
+    def hold_attribute(self, attribute: Attribute) -> None:
+        """Have an attribute wait for the publication of its event, and sightings of it as well."""
+        self.hold(f"attribute {attribute.uuid}")
+        if self.index.entry(attribute.uuid) is None:
+            self.index.put(_announced(attribute, self.contexts.of(None, attribute)))
+
     def reject(self, reason: str, data: bytes) -> None:
         """Keep what cannot be read."""
         self.counters.rejected += 1
@@ -365,8 +376,31 @@ class Reconciler:
     def knows(self, uuid: str) -> bool:
         """Say whether an attribute was ever published. Callable from any thread, at any time."""
         with self.handover.lock, self.index.reading():
-            entry = self.index.entry(uuid)
-            return entry is not None and bool(entry.content)
+            return _was_published(self.index.entry(uuid))
+
+    def tells_of(self, sighting: model.Sighting) -> bool:
+        """Say whether a sighting, which names a value, comes onto the bus.
+
+        Callable from any thread, at any time.
+        """
+        uuid = sightings.attribute_uuid_of(sighting)
+        with self.handover.lock, self.index.reading():
+            return self._tells_of(sighting, self.index.entry(uuid) if uuid else None)
+
+    def _tells_of(self, sighting: model.Sighting, entry: Entry | None) -> bool:
+        if self._keeps_nothing_off or _was_published(entry):
+            return True
+        if entry is not None:
+            # It is held back, or waits for its event's tags.
+            return False
+        attribute = sighting.attribute
+        if self.filters.open or attribute is None:
+            # Older than what is known here, such as without `backfill`.
+            return self.filters.open
+        event = self.contexts.of(None, attribute)
+        if self.filters.needs_tags and (event is None or event.tags is None):
+            return False
+        return self.filters.let_pass(attribute, event)
 
     def current(self, attribute: Attribute) -> bytes | None:
         """Give the indicator that an attribute is now, as a snapshot has it; None if it is none.
@@ -388,11 +422,15 @@ class Reconciler:
             return None
         try:
             # As it was published, so that it does not overwrite what is newer.
-            known = entry is not None and entry.content
-            published = (entry.created, entry.modified - 1) if entry and known else (None, None)
-            return self._version_of(attribute, event, *published).data
+            if entry is not None and entry.content:
+                return self._version_of(attribute, event, entry.created, entry.modified - 1).data
+            return self._version_of(attribute, event).data
         except Rejected:
             return None
+
+
+def _was_published(entry: Entry | None) -> bool:
+    return entry is not None and bool(entry.content)
 
 
 def _announced(attribute: Attribute, event: Context | None) -> Entry:

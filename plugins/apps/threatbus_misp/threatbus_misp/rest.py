@@ -33,27 +33,13 @@ _MANY_SIGHTINGS: Final = 5000
 
 @dataclass(frozen=True)
 class AttributeFilter:
-    """Which attributes MISP is to give; what is None or empty does not filter.
-
-    Within a field one match is enough, and all fields must match.
-    """
+    """Which attributes MISP is to give; what is None does not filter, and all others must match."""
 
     to_ids: bool | None = None
     published: bool | None = None
     """Whether the attribute's event is published at the moment."""
 
     enforce_warninglist: bool = False
-    types: Sequence[str] = ()
-    tags: Sequence[str] = ()
-    """Tags of the attribute or of its event."""
-
-    exclude_tags: Sequence[str] = ()
-    orgs: Sequence[str] = ()
-    """Creator organisations by id, name or UUID."""
-
-    uuids: Sequence[str] = ()
-    events: Sequence[str] = ()
-    """Events by id or UUID."""
 
     def query(self) -> Json:
         """Give the arguments of PyMISP's `search`."""
@@ -62,17 +48,6 @@ class AttributeFilter:
             query["to_ids"] = int(self.to_ids)
         if self.published is not None:
             query["published"] = int(self.published)
-        if self.tags or self.exclude_tags:
-            both = {"OR": list(self.tags), "NOT": list(self.exclude_tags)}
-            query["tags"] = {key: tags for key, tags in both.items() if tags}
-        for key, values in (
-            ("type_attribute", self.types),
-            ("org", self.orgs),
-            ("uuid", self.uuids),
-            ("eventid", self.events),
-        ):
-            if values:
-                query[key] = list(values)
         return query
 
 
@@ -84,9 +59,8 @@ class MispApi:
     """One MISP instance. Nothing is sent before the first call; several threads may share one.
 
     `ssl` is whether the certificate is checked, or the path of the CA certificates to check it
-    with; `cert` a client certificate (file, or file and key). User and password in `url` are for
-    a proxy in front of MISP. A method that gives pages is a
-    generator: each page is asked for when the one before is done with. Every method takes
+    with. User and password in `url` are for a proxy in front of MISP. A method that gives pages is
+    a generator: each page is asked for when the one before is done with. Every method takes
     `running` and raises `MispInterrupted` soon after that gives False.
     """
 
@@ -96,13 +70,12 @@ class MispApi:
         key: str,
         ssl: bool | str = True,
         *,
-        cert: str | tuple[str, str] | None = None,
         timeout: tuple[float, float] = TIMEOUT_SECS,
         deadline: float = DEADLINE_SECS,
         page_size: int = PAGE_SIZE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.connections = Connections(url, key, ssl, cert=cert, timeout=timeout, deadline=deadline)
+        self.connections = Connections(url, key, ssl, timeout=timeout, deadline=deadline)
         self._call = self.connections.call
         self._page_size = page_size
         self._clock = clock
@@ -134,55 +107,61 @@ class MispApi:
     def attributes_changed(
         self,
         since: int,
-        until: int | None = None,
         *,
-        deleted: bool = True,
         only: AttributeFilter = ANY_ATTRIBUTE,
         running: Running | None = None,
     ) -> Iterator[list[Json]]:
-        """Give pages of attributes edited at `since` or later, and at `until` or before.
+        """Give pages of the live attributes that were edited at `since` or later.
 
-        Soft-deleted ones are among them unless `deleted` is False (a snapshot wants none); hard
-        deletions and publications move no timestamp: see `events` and `event_attributes`.
-        Each attribute holds its `Event` with all fields and tags, `event_uuid`, and in `Tag` its
-        own tags and, marked `inherited`, those of the event.
+        Deletions are none of them, and publications move no timestamp: see `events`. Each attribute
+        holds its `Event` with all fields and tags, `event_uuid`, and in `Tag` its own tags and,
+        marked `inherited`, those of the event.
         """
         query = {
-            "timestamp": _span(since, until),
-            "deleted": [0, 1] if deleted else 0,
+            "timestamp": _since(since),
+            "deleted": 0,
             "include_context": True,
             "include_event_tags": True,
             "include_event_uuid": True,
+            "limit": self._page_size,
         }
-        return self._attributes(query, only, running)
 
-    def event_attributes(
-        self, event: str, *, running: Running | None = None
-    ) -> Iterator[list[str]]:
-        """Give pages of the UUIDs of all live attributes of one event, in objects or not."""
-        only = AttributeFilter(events=(event,))
-        for page in self._attributes({"deleted": 0}, only, running):
-            yield [attribute["uuid"] for attribute in page]
+        def ask(page: int, only: AttributeFilter) -> list[Json]:
+            asked = {**query, **only.query(), "page": page}
+            answer = self._call(lambda misp: misp.search("attributes", **asked), running)
+            return self._list(answer, "Attribute")
+
+        page = 1
+        while True:
+            found = ask(page, only)
+            # A page that is not full need not be the last one: MISP takes out what is on a
+            # warning list, or blocked by a proposal, after it has counted the page.
+            if found:
+                yield found
+            elif not only.enforce_warninglist or not ask(
+                page, replace(only, enforce_warninglist=False)
+            ):
+                return
+            page += 1
 
     def events(
         self,
         *,
         published_since: int | None = None,
         changed_since: int | None = None,
-        full: bool = False,
         running: Running | None = None,
     ) -> Iterator[list[Json]]:
-        """Give pages of events, without their attributes unless `full`.
+        """Give pages of events, without their attributes.
 
         `published_since` looks at the last publication, also of events that were edited (and
         so unpublished) later; `changed_since` at the last edit of the event or of anything in
         it, hard deletions among them.
         """
-        query: Json = {"metadata": not full, "limit": self._page_size if not full else 10}
+        query: Json = {"metadata": True, "limit": self._page_size}
         if published_since is not None:
-            query["publish_timestamp"] = _span(published_since, None)
+            query["publish_timestamp"] = _since(published_since)
         if changed_since is not None:
-            query["timestamp"] = _span(changed_since, None)
+            query["timestamp"] = _since(changed_since)
 
         def ask(page: int) -> Any:
             return self._call(lambda misp: misp.search("events", page=page, **query), running)
@@ -201,21 +180,11 @@ class MispApi:
         answer = self._call(lambda misp: misp.search("events", **query), running)
         return [str(self._part(row, "Event").get("uuid", "")).lower() for row in self._list(answer)]
 
-    def event(
-        self,
-        event: str,
-        *,
-        deleted: bool = False,
-        sightings: bool = False,
-        running: Running | None = None,
-    ) -> Json | None:
+    def event(self, event: str, *, running: Running | None = None) -> Json | None:
         """Give one event by id or UUID with all that is in it; None when there is none (more)."""
         try:
             answer = self._call(
-                lambda misp: misp.get_event(
-                    event, deleted=[0, 1] if deleted else False, no_sightings=not sightings
-                ),
-                running,
+                lambda misp: misp.get_event(event, deleted=False, no_sightings=True), running
             )
             return self._part(answer, "Event")
         except MispRefusal as refusal:
@@ -224,39 +193,17 @@ class MispApi:
                 return None
             raise
 
-    def _attributes(
-        self, query: Json, only: AttributeFilter, running: Running | None
-    ) -> Iterator[list[Json]]:
-        def ask(page: int, only: AttributeFilter) -> list[Json]:
-            asked = {**query, **only.query(), "limit": self._page_size, "page": page}
-            answer = self._call(lambda misp: misp.search("attributes", **asked), running)
-            return self._list(answer, "Attribute")
-
-        page = 1
-        while True:
-            found = ask(page, only)
-            # A page that is not full need not be the last one: MISP takes out what is on a
-            # warning list, or blocked by a proposal, after it has counted the page.
-            if found:
-                yield found
-            elif not only.enforce_warninglist or not ask(
-                page, replace(only, enforce_warninglist=False)
-            ):
-                return
-            page += 1
-
     # Sightings.
 
-    def sightings(
-        self, since: int, until: int | None = None, *, running: Running | None = None
-    ) -> Iterator[list[Json]]:
-        """Give pages of sightings that were made (not: entered) from `since` to `until`.
+    def sightings(self, since: int, *, running: Running | None = None) -> Iterator[list[Json]]:
+        """Give pages of sightings that were made (not: entered) at `since` or later.
 
-        `until` is tomorrow by default, since clocks differ. Each holds its `Attribute` and
-        `Event`. MISP has no pages here, so a page is a span of time, made to fit what is found.
+        Each holds its `Attribute` and `Event`. MISP has no pages here, so a page is a span of time,
+        made to fit what is found.
         """
-        last = int(self._clock()) + 86_400 if until is None else until
-        first, window = max(1, since), _FIRST_WINDOW_SECS
+        # Clocks differ.
+        last = int(self._clock()) + 86_400
+        first, window = _since(since), _FIRST_WINDOW_SECS
         while first <= last:
             end = min(first + window - 1, last)
             found = self._search_sightings(first, end, running)
@@ -351,9 +298,9 @@ class MispApi:
         return found
 
 
-def _span(since: int, until: int | None) -> int | tuple[int, int]:
+def _since(moment: int) -> int:
     """Give a filter by time; MISP and PyMISP take a 0 for no number at all."""
-    return max(1, since) if until is None else (max(1, since), max(1, until))
+    return max(1, moment)
 
 
 def _of(sighting: Json) -> Json:

@@ -29,6 +29,8 @@ from threatbus_misp.rest_errors import (
 
 if TYPE_CHECKING:
     from pymisp import PyMISP
+    from requests import PreparedRequest, Response
+    from requests.auth import AuthBase
 
 logger = logging.getLogger("threatbus.misp.rest")
 
@@ -55,8 +57,7 @@ class Connections:
     """The connections to one MISP; several threads may `call` at once.
 
     `ssl` is whether the certificate is checked, or the path of the CA certificates to check it
-    with; `cert` a client certificate (file, or file and key). User and password in `url` are for
-    a proxy in front of MISP.
+    with. User and password in `url` are for a proxy in front of MISP.
     """
 
     def __init__(
@@ -65,7 +66,6 @@ class Connections:
         key: str,
         ssl: bool | str,
         *,
-        cert: str | tuple[str, str] | None,
         timeout: tuple[float, float],
         deadline: float,
     ) -> None:
@@ -78,7 +78,6 @@ class Connections:
         self._name = _without_credentials(url)
         self._key = key.strip()
         self._ssl = ssl
-        self._cert = cert
         self._timeout = timeout
         self._deadline = deadline
         # Connections that no call uses at the moment; append and pop are atomic.
@@ -160,19 +159,20 @@ class Connections:
 
     def _connection(self) -> PyMISP:
         from pymisp import PyMISP  # noqa: PLC0415 (250 ms)
+        from requests.auth import HTTPBasicAuth  # noqa: PLC0415
+        from requests.utils import get_auth_from_url  # noqa: PLC0415
 
         _silence(self._ssl)
-        # Else requests would replace the key by what it finds in the URL or in ~/.netrc.
-        proxied = "@" in urlsplit(self._url).netloc
+        user, password = get_auth_from_url(self._url)
+        proxy = HTTPBasicAuth(user, password) if user else None
         misp = PyMISP(
             self._url,
             self._key,
             ssl=self._ssl,
-            cert=self._cert,
             timeout=self._timeout,
             tool="threatbus",
-            auth=None if proxied else cast(Any, _as_it_is),  # any callable will do
-            http_auth_header_name="X-MISP-AUTH" if proxied else "Authorization",
+            auth=cast(Any, _BeforeSending(proxy)),  # any callable will do
+            http_auth_header_name="Authorization" if proxy is None else "X-MISP-AUTH",
         )
         version = misp.misp_instance_version
         self._version = str(version.get("version", "")) if isinstance(version, dict) else ""
@@ -309,9 +309,30 @@ def _silence(ssl: bool | str) -> None:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
 
-def _as_it_is(request: T) -> T:
-    """Authenticate no further: the key is in the headers."""
-    return request
+class _BeforeSending:
+    """What is done with each request of PyMISP's before it is sent.
+
+    `proxy` is who we are to a proxy in front of MISP; the key is in a header already. Left to
+    itself, requests would replace it by what it finds in ~/.netrc.
+    """
+
+    def __init__(self, proxy: AuthBase | None) -> None:
+        self._proxy = proxy
+
+    def __call__(self, request: PreparedRequest) -> PreparedRequest:
+        request.register_hook("response", _refuse_redirection)
+        return request if self._proxy is None else self._proxy(request)
+
+
+def _refuse_redirection(response: Response, **_: object) -> None:
+    """Raise for a redirection that makes a POST a GET without its body, which asks for all."""
+    import requests  # noqa: PLC0415
+
+    if response.is_redirect and response.status_code not in (307, 308):
+        there = response.headers["location"]
+        raise requests.TooManyRedirects(
+            f"it redirects to {there}; the address that answers itself belongs into api.host"
+        )
 
 
 def _reason(body: object) -> object:

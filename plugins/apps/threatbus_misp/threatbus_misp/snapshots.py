@@ -11,9 +11,11 @@ from threatbus.data import MessageType, SnapshotRequest
 from threatbus.errors import Overflow, Rejected
 from threatbus.messages import SNAPSHOT_ENVELOPE, Message
 from threatbus_misp.config import InstanceConfig
+from threatbus_misp.filters import asked_for
+from threatbus_misp.index import IndexUnusable
 from threatbus_misp.mapping import model, sightings
 from threatbus_misp.reconciler import Reconciler
-from threatbus_misp.rest import AttributeFilter, MispApi
+from threatbus_misp.rest import MispApi
 from threatbus_misp.rest_errors import MispError
 
 logger = logging.getLogger("threatbus.misp.snapshots")
@@ -29,7 +31,7 @@ def answer(
     running: Callable[[], bool],
     now: Callable[[], float] = time.time,
 ) -> None:
-    """`put` an envelope for each object; a MISP that fails ends the answer with a log line.
+    """`put` an envelope for each object; a MISP or an index that fails ends it with a log line.
 
     So does a bus that is stopping: `put` raises `Overflow` then, `running` gives False.
     """
@@ -37,7 +39,7 @@ def answer(
     pages = (
         _indicators(config, api, reconciler, since, running)
         if request.snapshot_type is MessageType.INDICATOR
-        else _sightings(api, reconciler.source, since, running)
+        else _sightings(api, reconciler, since, running)
     )
     head = _head(request)
     count = 0
@@ -45,7 +47,7 @@ def answer(
         for bodies in pages:
             put([Message(SNAPSHOT_ENVELOPE, head + body + b"}") for body in bodies])
             count += len(bodies)
-    except (MispError, Overflow) as error:
+    except (MispError, IndexUnusable, Overflow) as error:
         logger.warning("%s: the snapshot ends after %d objects: %s", name, count, error)
         return
     logger.info("%s: %d objects for a snapshot of %s", name, count, request.snapshot)
@@ -68,12 +70,7 @@ def _indicators(
     since: int,
     running: Callable[[], bool],
 ) -> Iterator[list[bytes]]:
-    only = AttributeFilter(
-        to_ids=True,
-        published=True if config.published_only else None,
-        enforce_warninglist=config.warninglists,
-    )
-    for page in api.attributes_changed(since, deleted=False, only=only, running=running):
+    for page in api.attributes_changed(since, only=asked_for(config), running=running):
         bodies = []
         for found in page:
             try:
@@ -86,15 +83,16 @@ def _indicators(
 
 
 def _sightings(
-    api: MispApi, source: str, since: int, running: Callable[[], bool]
+    api: MispApi, reconciler: Reconciler, since: int, running: Callable[[], bool]
 ) -> Iterator[list[bytes]]:
     for page in api.sightings(since, running=running):
         bodies = []
         for found in page:
             try:
-                body = sightings.sighting_of(model.read_sighting(found), source=source)
+                sighting = model.read_sighting(found)
+                body = sightings.sighting_of(sighting, source=reconciler.source)
             except Rejected:
                 continue
-            if body is not None:
+            if body is not None and reconciler.tells_of(sighting):
                 bodies.append(body)
         yield bodies

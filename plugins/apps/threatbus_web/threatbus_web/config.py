@@ -6,8 +6,8 @@ from typing import Final
 
 import msgspec
 
-from threatbus.config import ByteSize, Host, Port, PositiveInt, Secret
-from threatbus.errors import ConfigError, InvalidConfig
+from threatbus.config import ByteSize, Host, Port, PositiveInt, Secret, rule
+from threatbus.errors import ConfigError
 
 SECTION: Final = "plugins.apps.web"
 #: Characters that a token has at least: fewer can be tried out.
@@ -34,8 +34,9 @@ class WebConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: PositiveInt = 64
     """Connections at once; a quarter of them may be streams."""
 
-    def __post_init__(self) -> None:
-        """Check the token; raises `InvalidConfig`."""
+    @rule
+    def token_cannot_be_guessed(self) -> None:
+        """Raise `ConfigError` for a token that is too short, or unfit for a header."""
         if self.token and not is_usable_token(self.token):
             found = f"text of {len(self.token)} characters"
-            raise InvalidConfig([ConfigError(f"{SECTION}.token", found, ALLOWED_TOKEN)])
+            raise ConfigError("token", found, ALLOWED_TOKEN)

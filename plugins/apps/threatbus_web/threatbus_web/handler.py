@@ -23,6 +23,10 @@ REQUEST_SECS: Final = 10.0
 IDLE_SECS: Final = 30.0
 #: Seconds in which a client has to take what is written at once, or it is let go.
 WRITE_SECS: Final = 5.0
+#: Seconds for which what a client still sends is thrown away after it was refused.
+LINGER_SECS: Final = 2.0
+#: Digits of a length that is looked at; nobody's limit has more.
+MAX_LENGTH_DIGITS: Final = 18
 
 #: Scripts and styles come from here alone, nothing is loaded from elsewhere, nobody frames it.
 SECURITY_HEADERS: Final = {
@@ -66,8 +70,6 @@ class Handler(BaseHTTPRequestHandler):
     """One connection, in the thread that the server started for it; ends with the connection."""
 
     protocol_version = "HTTP/1.1"
-    server_version = "threatbus"
-    sys_version = ""
     server: Server  # type: ignore[assignment]  # what its base class has no need of
     connection: socket.socket
 
@@ -95,6 +97,18 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_GET  # noqa: N815
 
+    def version_string(self) -> str:
+        """Give what the header ``Server`` says."""
+        return "threatbus"
+
+    def handle_expect_100(self) -> bool:
+        """Ask for a body only if it is wanted; curl waits for that before it sends a large one."""
+        refused = self._refusal(self._request())
+        if refused is not None:
+            self._close_after(refused)
+            return False
+        return super().handle_expect_100()
+
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Say what is wrong with a request that cannot be read."""
         what = message or explain or HTTPStatus(code).phrase
@@ -105,10 +119,8 @@ class Handler(BaseHTTPRequestHandler):
         logger.debug("%s: " + format, self.client_address[0], *args)
 
     def _answer(self) -> None:
-        request = Request(
-            self.command, self.path, {name.lower(): text for name, text in self.headers.items()}
-        )
-        refused = self.server.site.refuse(request) or self._body_refused(request)
+        request = self._request()
+        refused = self._refusal(request)
         if refused is not None:
             self._close_after(refused)
             return
@@ -126,6 +138,18 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._send_pieces(response)
 
+    def _request(self) -> Request:
+        """Give the request that was read; of a header that came twice, both values in one."""
+        headers: dict[str, str] = {}
+        for name, text in self.headers.items():
+            key = name.lower()
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        return Request(self.command, self.path, headers)
+
+    def _refusal(self, request: Request) -> Response | None:
+        """Say what is wrong with a request before its body is read; None if nothing is."""
+        return self.server.site.refuse(request) or self._body_refused(request)
+
     def _body_refused(self, request: Request) -> Response | None:
         """Refuse a body of unknown length, one that is too large, and one that nobody wants."""
         length = request.headers.get("content-length", "")
@@ -134,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
         if length and not (length.isascii() and length.isdigit()):
             return failure(400, "Content-Length is no number", "send the number of bytes")
         limit = self.server.max_body if request.method == "POST" else 0
-        if int(length[:20] or 0) > limit:
+        if len(length) > MAX_LENGTH_DIGITS or int(length or 0) > limit:
             return failure(
                 413,
                 f"the body has more than {limit:,} bytes",
@@ -143,9 +167,18 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _close_after(self, response: Response) -> None:
-        """Answer, and close: what else the client sends is not read."""
+        """Answer, and close. What else the client sends is of no interest.
+
+        It is read for a moment all the same: a connection that is closed with bytes unread is
+        reset, and a client that was still sending would never see the answer.
+        """
         self.close_connection = True
         self._send(response)
+        self.connection.shutdown(socket.SHUT_WR)
+        self._reader.allow(LINGER_SECS)
+        thrown_away = bytearray(64 * 1024)
+        while self._reader.readinto(thrown_away):
+            pass
 
     def _send(self, response: Response) -> None:
         self._send_head(response)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 import threatbus
+from threatbus.config import FREE
 from threatbus.doctor import Check
 from threatbus.errors import ConfigError, InvalidConfig, PluginError
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
@@ -128,7 +129,7 @@ def _listen(host: str, port: int, backlog: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=backlog)
     except OSError as error:
         found = f"{_shown(host)}:{port}, which cannot be bound ({error.strerror or error})"
-        raise InvalidConfig([ConfigError(f"{SECTION}.port", found, "free and ours")]) from None
+        raise InvalidConfig([ConfigError(f"{SECTION}.port", found, FREE)]) from None
     listener.setblocking(False)
     return listener
 

@@ -56,7 +56,7 @@ class Publisher:
         except Rejected as error:
             self._reject(outcome, 1, error.reason, data)
             return outcome
-        for number, member in enumerate(members or [data], 1):
+        for number, member in enumerate([data] if members is None else members, 1):
             try:
                 messages.append(Message(self._border.topic_of(member), member))
             except NotCarried as error:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import msgspec
 
 from threatbus.errors import Overflow
+from threatbus.messages import INDICATOR, SIGHTING
+from threatbus.observe.counts import kind_of
 from threatbus.observe.passages import Filter
 from threatbus.observe.view import BusView
 from threatbus_web import stream
@@ -31,6 +33,8 @@ PAGE_TYPES: Final = {
     "js": "text/javascript",
     "svg": "image/svg+xml",
 }
+#: What a stream may be asked for by `type`.
+KINDS: Final = ("", *map(kind_of, (INDICATOR, SIGHTING)))
 #: Messages that a stream gives of what had passed before, at most.
 MAX_BACKLOG: Final = 1000
 
@@ -47,11 +51,18 @@ class Request:
     @property
     def path(self) -> str:
         """The path, without what follows a question mark."""
-        return urlsplit(self.target).path
+        return self._split().path
 
     def argument(self, name: str) -> str:
         """Give the last value of an argument in the query; empty if there is none."""
-        return parse_qs(urlsplit(self.target).query).get(name, [""])[-1]
+        return parse_qs(self._split().query).get(name, [""])[-1]
+
+    def _split(self) -> SplitResult:
+        try:
+            return urlsplit(self.target)
+        except ValueError:
+            # An address that is none, such as "http://[".
+            return SplitResult("", "", self.target, "", "")
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,9 @@ class Site:
         wanted = Filter(
             request.argument("topic"), request.argument("type"), request.argument("text")
         )
+        if wanted.kind not in KINDS:
+            what = f"type={wanted.kind[:20]} never passes"
+            return failure(400, what, "give indicator or sighting")
         backlog = request.argument("backlog") or "0"
         if not backlog.isascii() or not backlog.isdigit():
             return failure(400, f"backlog={backlog[:20]} is no number", "give 0 to 1000")

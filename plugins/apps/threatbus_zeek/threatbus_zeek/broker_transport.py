@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from threatbus.config import FREE
 from threatbus.errors import ConfigError, InvalidConfig
 from threatbus.logger import RateLimited
 from threatbus.observe.report import Connection
@@ -95,7 +96,7 @@ class BrokerTransport:
         if not self._endpoint.listen(host, port):
             self._endpoint.shutdown()
             found = f"{host}:{port}, where Broker cannot listen"
-            raise InvalidConfig([ConfigError(f"{SECTION}.port", found, "free and ours")])
+            raise InvalidConfig([ConfigError(f"{SECTION}.port", found, FREE)])
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._selector.register(self._status.fd(), selectors.EVENT_READ)
         logger.info("listening on %s, port %d, for Zeeks that speak Broker", host, port)

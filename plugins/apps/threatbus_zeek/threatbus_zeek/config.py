@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from threatbus.config import Host, Port, PositiveInt, Seconds
+from threatbus.config import Host, Port, PositiveInt, Seconds, rule
 from threatbus.errors import ConfigError, InvalidConfig
 from threatbus.protected import check_exposure
 
@@ -30,15 +30,14 @@ class BrokerTlsConfig(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     """File with its key."""
 
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` for half of what is needed, and for files that are not there."""
+    @rule
+    def all_files_are_there_or_none_is_named(self) -> None:
+        """Raise `InvalidConfig` for half of what is needed, and for files that are not there."""
         files = {"ca": self.ca, "cert": self.cert, "key": self.key}
         if not any(files.values()):
             return
         errors = [
-            ConfigError(
-                f"{SECTION}.tls.{key}", repr(file) if file else None, "a file that is there"
-            )
+            ConfigError(key, repr(file) if file else None, "a file that is there")
             for key, file in files.items()
             if not file or not Path(file).is_file()
         ]
@@ -75,15 +74,34 @@ class ZeekConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_indicators: PositiveInt = 1_000_000
     """Indicators per subscription of the old script whose items are remembered."""
 
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` for what no type says."""
+    @rule
+    def module_namespace_is_the_name_of_a_module(self) -> None:
+        """Raise `ConfigError` for what Zeek would not parse."""
         if not _is_namespace(self.module_namespace):
             found = repr(self.module_namespace)
-            raise ConfigError(f"{SECTION}.module_namespace", found, "the name of a Zeek module")
+            raise ConfigError("module_namespace", found, "the name of a Zeek module")
+
+    @rule
+    def websockets_are_addresses(self) -> None:
+        """Raise `InvalidConfig` for those that are none."""
+        errors = []
         for url in self.websockets:
-            checked_url(url)
+            try:
+                checked_url(url)
+            except ConfigError as error:
+                errors.append(error)
+        if errors:
+            raise InvalidConfig(errors)
+
+    @rule
+    def has_a_transport(self) -> None:
+        """Raise `ConfigError` for a plugin that no Zeek can reach."""
         if not self.broker and not self.websockets:
-            raise ConfigError(f"{SECTION}.websockets", "empty", "there, or broker true")
+            raise ConfigError("websockets", "empty", "there, or broker true")
+
+    @rule
+    def asks_for_certificates_where_others_can_reach_it(self) -> None:
+        """Raise `ConfigError` for a port of Broker that is open to the network."""
         if self.broker:
             check_exposure(
                 SECTION,
@@ -95,7 +113,7 @@ class ZeekConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def checked_url(url: str) -> str:
-    """Give the address of a WebSocket API with its path; raises `ConfigError`."""
+    """Give the address of a WebSocket API with its path; raises `ConfigError` for none."""
     allowed = "an address such as ws://127.0.0.1:27759 or wss://zeek.example:443"
     try:
         parts = urlsplit(url)
@@ -104,11 +122,11 @@ def checked_url(url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigError(f"{SECTION}.websockets", repr(without_login(url)), allowed)
+        raise ConfigError("websockets", repr(without_secrets(url)), allowed)
     path = parts.path if parts.path.strip("/") else WEBSOCKET_PATH
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def without_login(url: str) -> str:
-    """Give an address without the user and password that may stand in it, for messages."""
-    return re.sub(r"://[^/?#]*@", "://", url)
+def without_secrets(url: str) -> str:
+    """Give an address without user, password and query, in which a token may be: for messages."""
+    return re.sub(r"://[^/?#]*@", "://", url).partition("?")[0]

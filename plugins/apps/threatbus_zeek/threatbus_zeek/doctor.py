@@ -11,7 +11,7 @@ from threatbus.doctor import Check, check_port, reach
 from threatbus.errors import CheckFailed, InvalidConfig
 from threatbus_zeek import wire
 from threatbus_zeek.broker_transport import load
-from threatbus_zeek.config import SECTION, ZeekConfig, checked_url, without_login
+from threatbus_zeek.config import SECTION, ZeekConfig, checked_url, without_secrets
 from threatbus_zeek.websocket_transport import APPLICATION, connect_to, explain, tls_context
 
 #: Seconds for a WebSocket's handshake, and again for Zeek's answer to the list of topics.
@@ -57,7 +57,7 @@ def _check_certificates(config: ZeekConfig) -> str:
 
 
 def _websocket(url: str, config: ZeekConfig) -> Check:
-    address = without_login(checked_url(url))
+    address = without_secrets(checked_url(url))
     return Check(f"WebSocket {address}", lambda: _check_websocket(checked_url(url), config))
 
 

@@ -17,7 +17,7 @@ from threatbus.logger import RateLimited
 from threatbus.observe.report import Connection
 from threatbus.workers import Backoff
 from threatbus_zeek import wire
-from threatbus_zeek.config import SECTION, ZeekConfig, checked_url, without_login
+from threatbus_zeek.config import SECTION, ZeekConfig, checked_url, without_secrets
 from threatbus_zeek.events import TOPICS
 from threatbus_zeek.transport import Arrived, Garbled, Incoming, PeerAdded, PeerLost
 from threatbus_zeek.values import Event
@@ -106,7 +106,7 @@ class Reader(StoppableWorker):
         self, url: str, tls: ssl.SSLContext | None, inbox: Inbox, state: Connection
     ) -> None:
         #: The address as it may be shown.
-        self.address = without_login(url)
+        self.address = without_secrets(url)
         super().__init__(name=f"reader of {self.address}")
         self._url = url
         self._state = state
@@ -213,7 +213,7 @@ class WebSocketTransport:
 
     def __init__(self, url: str, config: ZeekConfig) -> None:
         self.url = checked_url(url)
-        self.name = f"zeek websocket {without_login(self.url)}"
+        self.name = f"zeek websocket {without_secrets(self.url)}"
         self._config = config
         #: Where it is said how the connection is; the plugin sets its own before it is opened.
         self.state = Connection(self.name)

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from threatbus.config import ByteSize, Port, PositiveInt, Seconds, Secret
+from threatbus.config import ByteSize, Port, PositiveInt, Seconds, Secret, rule
 from threatbus.errors import ConfigError
 from threatbus.keyfiles import is_key
 from threatbus.protected import check_exposure
@@ -23,20 +23,26 @@ class CurveConfig(msgspec.Struct, frozen=True, kw_only=True):
     clients: str = ""
     """Directory of the clients that may take part, a file with key and rights for each."""
 
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` for half of what is needed."""
-        section = f"{SECTION}.curve"
-        if not self.secret_key:
-            if self.clients:
-                needed = "there too, or clients empty; `threatbus keys server` makes one"
-                raise ConfigError(f"{section}.secret_key", None, needed)
-            return
-        if not is_key(self.secret_key):
+    @rule
+    def clients_need_a_secret_key(self) -> None:
+        """Raise `ConfigError` for clients that nobody asks for their keys."""
+        if self.clients and not self.secret_key:
+            needed = "there too, or clients empty; `threatbus keys server` makes one"
+            raise ConfigError("secret_key", None, needed)
+
+    @rule
+    def secret_key_is_a_key(self) -> None:
+        """Raise `ConfigError` for text that is none."""
+        if self.secret_key and not is_key(self.secret_key):
             what = "40 characters, as `threatbus keys server` writes them"
-            raise ConfigError(f"{section}.secret_key", "no CURVE key", what)
-        if not Path(self.clients or "/dev/null").is_dir():
+            raise ConfigError("secret_key", "no CURVE key", what)
+
+    @rule
+    def a_secret_key_needs_clients(self) -> None:
+        """Raise `ConfigError` for a bus that would let nobody in."""
+        if self.secret_key and not Path(self.clients or "/dev/null").is_dir():
             found = repr(self.clients) if self.clients else None
-            raise ConfigError(f"{section}.clients", found, "a directory that is there")
+            raise ConfigError("clients", found, "a directory that is there")
 
 
 class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +72,20 @@ class ZmqConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_requests_per_second: PositiveInt = 2_000
     """Management requests that one key, or without keys one connection, may make."""
 
-    def __post_init__(self) -> None:
+    @rule
+    def pub_has_a_port_of_its_own(self) -> None:
+        """Raise `ConfigError` for a port that is given twice."""
+        if self.pub == self.manage:
+            raise ConfigError("pub", f"the number {self.pub}", "another port than manage")
+
+    @rule
+    def sub_has_a_port_of_its_own(self) -> None:
+        """Raise `ConfigError` for a port that is given twice."""
+        if self.sub in (self.manage, self.pub):
+            raise ConfigError("sub", f"the number {self.sub}", "another port than manage and pub")
+
+    @rule
+    def asks_for_keys_where_others_can_reach_it(self) -> None:
         """Raise `ConfigError` for an endpoint that is open to the network."""
         check_exposure(
             SECTION,

@@ -16,8 +16,6 @@ from threatbus_zmq.config import SECTION, CurveConfig, ZmqConfig
 
 #: Seconds that the bus has to answer on its manage port.
 ANSWER_SECS: Final = 3.0
-#: Where a bus that is bound to all addresses is spoken to.
-_EVERYWHERE: Final = ("*", "0.0.0.0", "::", "[::]")
 
 
 def checks(config: ZmqConfig, bus_pid: int | None) -> Iterator[Check]:
@@ -39,8 +37,7 @@ def checks(config: ZmqConfig, bus_pid: int | None) -> Iterator[Check]:
 
 def _check_answer(config: ZmqConfig) -> str:
     """Ask for the sign of life of a subscription that nobody has: the bus says no."""
-    host = "127.0.0.1" if config.host in _EVERYWHERE else config.host
-    endpoint = Endpoint(host.strip("[]"), config.manage)
+    endpoint = Endpoint.of_bound(config.host, config.manage)
     # The bus's secret key is not a client's: it can be seen that keys are asked for, no more.
     if asks_for_key := refusal(endpoint):
         if config.curve.secret_key:

@@ -17,6 +17,7 @@ from typing import Final
 
 import zmq
 
+from threatbus.config import FREE
 from threatbus.errors import ConfigError, InvalidConfig
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
@@ -135,8 +136,10 @@ class Endpoint(StoppableWorker):
             try:
                 bind(address)
             except zmq.ZMQError as error:
-                found = f"{address}, which cannot be bound ({error.strerror})"
-                errors.append(ConfigError(f"plugins.apps.zmq.{key}", found, "free and ours"))
+                # pyzmq says the address again.
+                reason = str(error.strerror).partition(" (addr=")[0]
+                found = f"{address}, which cannot be bound ({reason})"
+                errors.append(ConfigError(f"plugins.apps.zmq.{key}", found, FREE))
         if errors:
             self._close_sockets()
             raise InvalidConfig(errors)

@@ -6,7 +6,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import timedelta
+from typing import Final, Protocol
 
 from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.logger import RateLimited
@@ -16,6 +17,8 @@ from threatbus_zmq.keyring import KeyRing
 from threatbus_zmq.peers import Peer
 
 logger = logging.getLogger("threatbus.zmq.manager")
+
+DAY: Final = timedelta(days=1)
 
 
 class Receiver(Protocol):
@@ -178,10 +181,14 @@ class Manager:
             "%s subscribes to %s%s",
             receiver.name,
             ", ".join(request.topics),
-            f", with a snapshot of {request.snapshot}" if request.snapshot else "",
+            f", with a snapshot of {request.snapshot / DAY:g} days" if request.snapshot else "",
         )
         pub_port, sub_port = self._ports
-        return mapping.encode_reply("success", topic=p2p, pub_port=pub_port, sub_port=sub_port)
+        fields: dict[str, object] = {"topic": p2p, "pub_port": pub_port, "sub_port": sub_port}
+        if peer.client is not None:
+            # What it publishes has no answer of its own.
+            fields["write"] = peer.client.writes
+        return mapping.encode_reply("success", **fields)
 
 
 def _listed(peer: Peer) -> str:

@@ -51,7 +51,7 @@ MAX_UPSTREAM_BYTES: Final = 1024
 UPSTREAM_PER_TURN: Final = 1000
 #: Letters of a P2P topic by which ZeroMQ finds its pipe: it goes letter by letter, for each frame.
 #: Enough that no two are the same; if they were, the app's SUB would still tell them apart.
-ROUTE_LENGTH: Final = 12
+ROUTE_LENGTH: Final = 8
 #: Prefixes that SUBs of one subscriber may name.
 MAX_PREFIXES: Final = 16
 #: Bytes of prefixes without an issued topic that one connection may name; ZeroMQ keeps them.

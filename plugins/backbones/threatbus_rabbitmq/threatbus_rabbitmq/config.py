@@ -14,7 +14,9 @@ from threatbus.config import (
     SecondsOrZero,
     Secret,
     Text,
+    rule,
 )
+from threatbus.errors import ConfigError
 
 #: A name as AMQP limits it, with room for what is put around it.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, description="a name")]
@@ -39,10 +41,11 @@ Prefetch = Annotated[
 _MAX_NAME_BYTES: Final = 255
 
 
-def _check_length(what: str, name: str) -> None:
+def _check_length(key: str, name: str) -> None:
     size = len(name.encode())
     if size > _MAX_NAME_BYTES:
-        raise ValueError(f"{what} has {size} bytes, {_MAX_NAME_BYTES} at most")
+        found = f"a name of {size} bytes in all"
+        raise ConfigError(key, found, f"one of {_MAX_NAME_BYTES} bytes at most")
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,8 +86,10 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
     expires: Expiry = 0.0
     """Seconds without a consumer after which the queue goes, for nodes that never return; 0: no."""
 
-    def __post_init__(self) -> None:
-        _check_length("the queue's name", self.name)
+    @rule
+    def name_is_short_enough(self) -> None:
+        """Raise `ConfigError` for one that is too long for AMQP."""
+        _check_length("name_suffix", self.name)
 
     @property
     def name(self) -> str:
@@ -137,6 +142,12 @@ class RabbitMQConfig(msgspec.Struct, frozen=True, kw_only=True):
     hold: SecondsOrZero = 60.0
     """Seconds that a node that has just started waits for a first subscriber before it consumes."""
 
-    def __post_init__(self) -> None:
+    @rule
+    def exchange_name_is_short_enough(self) -> None:
+        """Raise `ConfigError` for one that is too long for AMQP."""
         _check_length("exchange_name", self.exchange_name)
+
+    @rule
+    def vhost_is_short_enough(self) -> None:
+        """Raise `ConfigError` for one that is too long for AMQP."""
         _check_length("vhost", self.vhost)

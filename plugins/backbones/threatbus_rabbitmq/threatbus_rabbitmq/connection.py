@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import ssl
 import struct
 import threading
@@ -414,7 +415,9 @@ def explain(reason: object) -> str:
     if isinstance(error, pika.exceptions.ProbableAuthenticationError):
         return "the broker refuses username or password"
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
-        return "the broker refuses access to the vhost"
+        # pika keeps what the broker has said as a text, and that in quotes.
+        said = re.search("""['"](.+)['"]""", str(error))
+        return "the broker refuses access to the vhost" + (f": {said[1]}" if said else "")
     if isinstance(error, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):
         return f"{error.reply_text} ({error.reply_code})"
     if isinstance(error, ssl.SSLCertVerificationError):

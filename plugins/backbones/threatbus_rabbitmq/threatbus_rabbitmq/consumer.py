@@ -15,7 +15,7 @@ from threatbus.messages import Message
 from threatbus.rejects import RejectStore
 from threatbus_rabbitmq.config import RabbitMQConfig
 from threatbus_rabbitmq.connection import PRECONDITION_FAILED, RESOURCE_LOCKED, BrokerWorker
-from threatbus_rabbitmq.mapping import ORIGIN, BodyReader, NodeIds, wire_id
+from threatbus_rabbitmq.mapping import ORIGIN, ROUTING_KEY, BodyReader, NodeIds, wire_id
 
 logger = logging.getLogger("threatbus.rabbitmq.consumer")
 
@@ -140,7 +140,7 @@ class Consumer(BrokerWorker):
 
         def bind(_: Any) -> None:
             self._is_declared = True
-            channel.queue_bind(queue.name, self.config.exchange_name, callback=guarded(limit))
+            self._bind(callback=guarded(limit))
 
         def limit(_: Any) -> None:
             channel.basic_qos(prefetch_count=self.config.prefetch, callback=guarded(begin))
@@ -215,6 +215,11 @@ class Consumer(BrokerWorker):
         )
         self._note(consuming=True)
 
+    def _bind(self, callback: Callable[[Any], None] | None = None) -> None:
+        """Bind the queue; with the key of what is published, for an exchange that is no fanout."""
+        queue, exchange = self.config.queue.name, self.config.exchange_name
+        self.channel.queue_bind(queue, exchange, ROUTING_KEY, callback=callback)
+
     def _check(self) -> None:
         """Make sure that nobody has deleted exchange, queue or binding, and see who else is here.
 
@@ -223,7 +228,7 @@ class Consumer(BrokerWorker):
         if not self._is_bound:
             return
         name = self.config.queue.name
-        self.channel.queue_bind(name, self.config.exchange_name)
+        self._bind()
         self.channel.queue_declare(name, passive=True, callback=self.guarded(self._on_counted))
         self.call_later(self.config.heartbeat, self._check)
 

@@ -26,6 +26,8 @@ from threatbus.messages import (
 )
 
 APP_ID: Final = "threatbus"
+#: Of all messages; a fanout exchange does not look at it.
+ROUTING_KEY: Final = ""
 #: What the reject store calls this door.
 ORIGIN: Final = "rabbitmq"
 _PERSISTENT: Final = 2

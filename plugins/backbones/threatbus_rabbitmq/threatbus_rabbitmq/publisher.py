@@ -18,7 +18,7 @@ from threatbus.queues import MessageQueue
 from threatbus.rejects import RejectStore
 from threatbus_rabbitmq.config import RabbitMQConfig
 from threatbus_rabbitmq.connection import PRECONDITION_FAILED, BrokerWorker
-from threatbus_rabbitmq.mapping import ORIGIN, NodeIds, properties
+from threatbus_rabbitmq.mapping import ORIGIN, ROUTING_KEY, NodeIds, properties
 
 logger = logging.getLogger("threatbus.rabbitmq.publisher")
 
@@ -160,7 +160,7 @@ class Publisher(BrokerWorker):
         try:
             self.channel.basic_publish(
                 self.config.exchange_name,
-                "",
+                ROUTING_KEY,
                 message.data,
                 properties(self._ids.to_wire(message.id)),
                 mandatory=True,

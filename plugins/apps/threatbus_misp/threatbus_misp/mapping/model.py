@@ -2,8 +2,10 @@
 
 MISP writes nearly all scalars as strings ("1795486613"), booleans as such or as "0" and "1", and
 leaves out whatever a message or a REST answer does not concern. So numbers and booleans are read
-from strings too, nearly everything may be missing, and what is not declared is skipped. The names
-are MISP's; those of MISP's models (``Attribute``, ``Tag``, …) are spelled as Python names.
+from strings too, nearly everything may be missing, and what is not declared is skipped. PHP knows
+one kind of array, so MISP may write an object that is not there as ``[]``, and a list of which
+something was taken out as an object (``{"1": …}``): these are read, too. The names are MISP's;
+those of MISP's models (``Attribute``, ``Tag``, …) are spelled as Python names.
 
 All readers raise `Rejected`, with the attribute's UUID in the reason where the input names it.
 """
@@ -28,6 +30,9 @@ _MAX_REASON: Final = 300
 
 T = TypeVar("T")
 
+#: What is one object, where it is there.
+_OBJECTS: Final = frozenset({"Event", "Orgc", "Organisation"})
+
 _TO_SHAPE: Final = bytes.maketrans(b"0123456789abcdefABCDEF", b"0" * 22)
 _UUID_SHAPE: Final = b"00000000-0000-0000-0000-000000000000"
 
@@ -36,19 +41,17 @@ class Tag(msgspec.Struct):
     """A tag as MISP attaches it; `exportable` off means that it shall not leave MISP."""
 
     name: str
-    id: int | None = None
     exportable: bool | None = True
-    local: bool | None = False
 
 
 class EventTag(msgspec.Struct):
-    """How ``misp_json_event`` wraps the tags of an event."""
+    """How ``misp_json_event`` wraps the tags of an event; a list if the tag itself is gone."""
 
-    tag: Tag | None = msgspec.field(name="Tag", default=None)
+    tag: Tag | list[msgspec.Raw] | None = msgspec.field(name="Tag", default=None)
 
 
 class Organisation(msgspec.Struct):
-    """An organisation: owner (``Org``) or creator (``Orgc``) of an event, or who sighted."""
+    """An organisation: the creator (``Orgc``) of an event, or who sighted."""
 
     id: int | None = None
     uuid: str | None = None
@@ -65,16 +68,10 @@ class Event(msgspec.Struct):
     id: int | None = None
     uuid: str | None = None
     info: str | None = None
-    date: str | None = None
     published: bool | None = None
-    timestamp: int | None = None
     publish_timestamp: int | None = None
     threat_level_id: int | None = None
-    analysis: int | None = None
-    distribution: int | None = None
-    org_id: int | None = None
     orgc_id: int | None = None
-    org: Organisation | None = msgspec.field(name="Org", default=None)
     orgc: Organisation | None = msgspec.field(name="Orgc", default=None)
     tags: list[Tag] | None = msgspec.field(name="Tag", default=None)
     event_tags: list[EventTag] | None = msgspec.field(name="EventTag", default=None)
@@ -85,17 +82,13 @@ class Event(msgspec.Struct):
         """Give the tags of the event itself, whichever way they are written."""
         tags = list(self.tags or ())
         if self.event_tags:
-            tags += [each.tag for each in self.event_tags if each.tag is not None]
+            tags += [each.tag for each in self.event_tags if isinstance(each.tag, Tag)]
         return tags
 
 
 class Object(msgspec.Struct):
-    """The object that an attribute is part of; in a full event it holds its attributes."""
+    """An object of a full event, and the attributes that are part of it."""
 
-    id: int | None = None
-    uuid: str | None = None
-    name: str | None = None
-    comment: str | None = None
     deleted: bool | None = None
     attributes: list[msgspec.Raw] | None = msgspec.field(name="Attribute", default=None)
 
@@ -108,17 +101,12 @@ class Sighting(msgspec.Struct):
     """
 
     uuid: str | None = None
-    id: int | None = None
-    attribute_id: int | None = None
-    event_id: int | None = None
-    org_id: int | None = None
     date_sighting: int | None = None
     source: str | None = None
     type: int | None = 0
     value: str | None = None
     attribute_uuid: str | None = None
     attribute: Attribute | None = msgspec.field(name="Attribute", default=None)
-    event: Event | None = msgspec.field(name="Event", default=None)
     organisation: Organisation | None = msgspec.field(name="Organisation", default=None)
 
 
@@ -133,17 +121,13 @@ class Attribute(msgspec.Struct):
     type: str = ""
     value: str = ""
     category: str | None = None
-    id: int | None = None
     event_id: int | None = None
-    object_id: int | None = None
-    object_relation: str | None = None
     to_ids: bool | None = None
     deleted: bool | None = None
     timestamp: int | None = None
     comment: str | None = None
     tags: list[Tag] | None = msgspec.field(name="Tag", default=None)
     event: Event | None = msgspec.field(name="Event", default=None)
-    object: Object | None = msgspec.field(name="Object", default=None)
 
     def __post_init__(self) -> None:
         self.uuid = self.uuid.lower()
@@ -163,7 +147,6 @@ class AttributeMessage(msgspec.Struct):
 
     attribute: Attribute = msgspec.field(name="Attribute")
     event: Event | None = msgspec.field(name="Event", default=None)
-    object: Object | None = msgspec.field(name="Object", default=None)
     action: str | None = None
 
 
@@ -299,27 +282,24 @@ def members(event: Event) -> Iterator[Attribute | Rejected]:
     A deleted object's attributes count as deleted.
     """
     for data in event.attributes or ():
-        yield _member(data, None)
+        yield _member(data)
     for found in event.objects or ():
         try:
             parent = _decode(_objects, found, "object")
         except Rejected as error:
             yield error
             continue
-        inner, parent.attributes = parent.attributes, None
-        for data in inner or ():
-            yield _member(data, parent)
+        for data in parent.attributes or ():
+            yield _member(data, deleted=parent.deleted)
 
 
-def _member(data: msgspec.Raw, parent: Object | None) -> Attribute | Rejected:
+def _member(data: msgspec.Raw, *, deleted: bool | None = None) -> Attribute | Rejected:
     try:
         attribute = _decode(_attributes, data, "attribute")
     except Rejected as error:
         return error
-    if parent is not None:
-        attribute.object = parent
-        if parent.deleted:
-            attribute.deleted = True
+    if deleted:
+        attribute.deleted = True
     return attribute
 
 
@@ -332,12 +312,29 @@ def _encode(found: dict[str, Any]) -> bytes:
 
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, what: str) -> T:
     try:
-        return decoder.decode(data)
+        try:
+            return decoder.decode(data)
+        except msgspec.ValidationError:
+            return decoder.decode(msgspec.json.encode(_as_meant(msgspec.json.decode(data))))
     # A string that is cut short or not UTF-8 ends in either; deep nesting in the last.
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         uuid = _uuid_in(data)
         where = f" {uuid}" if uuid else ""
         raise Rejected(_line(f"{what}{where}: {error or type(error).__name__}")) from None
+
+
+def _as_meant(found: Any) -> Any:
+    """Give JSON without PHP's arrays; see the module."""
+    if isinstance(found, list):
+        return [_as_meant(each) for each in found]
+    if not isinstance(found, dict):
+        return found
+    if found and all(key.isdecimal() for key in found):
+        return [_as_meant(each) for each in found.values()]
+    return {
+        key: None if each == [] and key in _OBJECTS else _as_meant(each)
+        for key, each in found.items()
+    }
 
 
 def _uuid_in(data: bytes | msgspec.Raw) -> str | None:

@@ -27,9 +27,6 @@ FALSE_POSITIVE: Final = "false-positive"
 #: In the context of a sighting that a MISP has told: its UUID there.
 MISP_SIGHTING: Final = "misp_sighting"
 
-#: Longest source in characters; MISP answers 500 to what its column cannot hold.
-MAX_SOURCE: Final = 255
-
 _X_SOURCE: Final = ThreatBusSTIX2Constants.X_THREATBUS_SOURCE.value
 _X_CONTEXT: Final = ThreatBusSTIX2Constants.X_THREATBUS_SIGHTING_CONTEXT.value
 _X_VALUE: Final = ThreatBusSTIX2Constants.X_THREATBUS_INDICATOR_VALUE.value
@@ -135,24 +132,6 @@ class Request(msgspec.Struct, frozen=True):
     #: Whether it was MISP that told the bus of it.
     from_misp: bool = False
 
-    def body_by_uuid(self) -> dict[str, Any]:
-        """Give the body for MISP's API that marks the one attribute; ValueError without UUID."""
-        if self.uuid is None:
-            raise ValueError("the sighting is of no indicator")
-        return {"uuid": self.uuid, **self._common()}
-
-    def body_by_value(self) -> dict[str, Any]:
-        """Give the body that marks every attribute of that value; ValueError without value."""
-        if self.value is None:
-            raise ValueError("the sighting names no value")
-        return {"values": [self.value], **self._common()}
-
-    def _common(self) -> dict[str, Any]:
-        common: dict[str, Any] = {"type": str(self.type.value), "source": self.source}
-        if self.timestamp is not None:
-            common["timestamp"] = self.timestamp
-        return common
-
 
 # The border lets in what the library lets in, text for a number for instance: hence few types
 # here, and each value looked at before it is used.
@@ -197,7 +176,7 @@ def request_of(data: bytes, *, source: str = "Threat Bus") -> Request | None:
         uuid=uuid,
         value=value,
         type=Kind.FALSE_POSITIVE if false_positive else Kind.SIGHTING,
-        source=(said if isinstance(said, str) and said else source)[:MAX_SOURCE],
+        source=said if isinstance(said, str) and said else source,
         timestamp=_seconds(found.last_seen or found.created),
         count=count,
         from_misp=isinstance(found.context, dict) and MISP_SIGHTING in found.context,

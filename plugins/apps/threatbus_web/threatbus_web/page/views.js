@@ -158,7 +158,8 @@ export function message(each, onTrace) {
   const [tone, word] = each.type === "sighting" ? ["calm", "sighting"] : (OPERATIONS[each.operation] ?? ["", each.type]);
   const about = each.about || (each.sighting_of ? `of ${each.sighting_of}` : each.id);
   const from = [each.plugin, each.source, each.name].filter(Boolean).join(" · ");
-  const to = each.to.length ? `→ ${each.to.join(", ")}${each.to_more ? `, ${each.to_more} more` : ""}` : "→ nobody";
+  // Who had it when it passed. By way of a broker that is nobody yet, so an empty list says nothing.
+  const to = each.to.length ? `→ ${each.to.join(", ")}${each.to_more ? `, ${each.to_more} more` : ""}` : "";
   return make(
     "li",
     {},
@@ -226,6 +227,6 @@ function step(each) {
     "li",
     {},
     make("div", {}, `${day(each.time)} · ${each.operation || each.type} from ${from} (${bytes(each.bytes)})`),
-    make("div", { class: "to" }, ...(to.length ? to : [make("span", { class: "mark" }, "went to nobody")])),
+    make("div", { class: "to" }, ...(to.length ? to : [make("span", { class: "mark" }, "nobody has it so far")])),
   );
 }

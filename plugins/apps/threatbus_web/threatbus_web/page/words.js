@@ -19,7 +19,7 @@ export function span(seconds) {
     left %= size;
     if (n || parts.length) parts.push(`${n} ${unit}`);
   }
-  return parts.slice(0, 2).join(" ") || "0 s";
+  return parts.slice(0, 2).filter((part, n) => !n || !part.startsWith("0 ")).join(" ") || "0 s";
 }
 
 export function lag(seconds) {
