@@ -7,7 +7,7 @@ DISTRIBUTIONS := . $(wildcard plugins/apps/*/ plugins/backbones/*/) $(dir $(wild
 SETUPS := setup.py $(wildcard plugins/*/*/setup.py apps/*/setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install install-service uninstall-service test lint docs reference bench chaos fuzz clean debian-packages broker-module
+.PHONY: help run install install-service uninstall-service test lint docs reference bench chaos soak fuzz clean debian-packages broker-module
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -42,6 +42,9 @@ bench: debian-packages $(VENV)/.installed-dev broker-module ## measure the bus b
 
 chaos: debian-packages $(VENV)/.installed-dev broker-module ## break things around the bus and count what is lost
 	$(BIN)/python -m chaos
+
+soak: $(VENV)/.installed-dev ## let a day of traffic pass the bus in minutes and see whether it grows
+	$(BIN)/python -m chaos.uptime
 
 fuzz: $(VENV)/.installed-dev ## feed each door bytes that it does not expect, guided by coverage
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-fuzz.txt

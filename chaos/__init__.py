@@ -10,6 +10,9 @@ buses         the bus itself: killed, out of disk, out of descriptors, at the wr
 subscribers   those that stall, flap, vanish and subscribe a thousand times
 publishers    garbage at full speed
 soak          long traffic with subscribers that come and go
+uptime        a day in minutes: is the bus after it what it was after an hour?
+stream        the messages of that day
+visits        what comes beside them
 ============  ====================================================================
 
 Each scenario holds a promise of docs/guarantees.md against a fault.

@@ -5,7 +5,8 @@
 ##!
 ##!     zeek -i eth0 threatbus.zeek Tenzir::broker_host=192.0.2.1 "Tenzir::snapshot_intel=30 days"
 ##!
-##! WebSocket (the bus connects to Zeek; from Zeek 8.1 on it is the way that needs nothing else):
+##! WebSocket (the bus connects to Zeek; the way for clusters whose backend is not Broker, as is the
+##! default of zeekctl from Zeek 8.1 on):
 ##!
 ##!     redef Tenzir::transport = Tenzir::WEBSOCKET;
 ##!
@@ -156,8 +157,6 @@ global intel_types: table[string] of Intel::Type = {
 	["URL"] = Intel::URL,
 	["USER_NAME"] = Intel::USER_NAME,
 };
-
-global heartbeat: event();
 
 function talks_to_bus(): bool
 	{
@@ -340,11 +339,20 @@ function update(indicator: Indicator)
 		known[indicator$id] = usable;
 	}
 
+# A global event, as one without a prototype is: before Zeek 5.1, schedule takes an unqualified name
+# for a global one, and who edits the module line need not qualify this one anew.
+event threatbus_heartbeat()
+	{
+	report();
+	schedule heartbeat_interval { threatbus_heartbeat() };
+	}
+
 event zeek_init()
 	{
+	# On every node: a logger writes only streams that it knows itself.
+	Log::create_stream(LOG, [$columns=Info, $path="threatbus"]);
 	if ( ! talks_to_bus() )
 		return;
-	Log::create_stream(LOG, [$columns=Info, $path="threatbus"]);
 	begin_subscription();
 	if ( transport == BROKER )
 		{
@@ -354,7 +362,7 @@ event zeek_init()
 		Reporter::error("Tenzir::transport is BROKER, but this Zeek has no Broker: use WEBSOCKET");
 @endif
 		}
-	schedule heartbeat_interval { heartbeat() };
+	schedule heartbeat_interval { threatbus_heartbeat() };
 	}
 
 event zeek_done()
@@ -363,17 +371,12 @@ event zeek_done()
 		send_unsubscribe();
 	}
 
-event heartbeat()
-	{
-	report();
-	schedule heartbeat_interval { heartbeat() };
-	}
-
-# As soon as somebody is there, who may be the bus, and not only at the next heartbeat.
+# As soon as somebody is there, who may be the bus, and not only at the next heartbeat. Broker's own
+# WebSocket server (Zeek 5 to 7) has its clients for peers, too.
 @ifdef ( Broker::peer_added )
 event Broker::peer_added(endpoint: Broker::EndpointInfo, msg: string)
 	{
-	if ( talks_to_bus() && transport == BROKER )
+	if ( talks_to_bus() )
 		report();
 	}
 @endif

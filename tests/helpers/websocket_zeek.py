@@ -165,10 +165,14 @@ class WebSocketZeek:
     def _serve(self, connection: ServerConnection) -> None:
         request = connection.request
         if request is None or request.path != "/v1/messages/json":
-            self._error(connection, "invalid_path", "the path must be /v1/messages/json")
-            connection.close(1008)
+            self._refuse(connection, "invalid_uri", "Invalid URI - use /v1/messages/json")
             return
-        self.applications.append(request.headers.get("X-Application-Name"))
+        application = request.headers.get("X-Application-Name")
+        if application is not None and not re.fullmatch(r"[-/_.=:*@a-zA-Z0-9]+", application):
+            reason = "Invalid X-Application-Name"
+            self._refuse(connection, "invalid_application_name", reason)
+            return
+        self.applications.append(application)
         topics = json.loads(connection.recv())
         self.subscriptions.append(topics)
         if not self._acknowledges:
@@ -219,6 +223,10 @@ class WebSocketZeek:
             time.sleep(self.seconds_per_event)
             if topic.startswith(tuple(self.script.topics())):
                 self.script.handle(name, args)
+
+    def _refuse(self, connection: ServerConnection, code: str, reason: str) -> None:
+        self._error(connection, code, reason)
+        connection.close(1008, reason)
 
     def _error(self, connection: ServerConnection, code: str, context: str) -> None:
         with contextlib.suppress(ConnectionClosed):

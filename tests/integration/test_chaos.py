@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
 import pytest
@@ -11,6 +12,8 @@ from helpers.waiting import SOON
 from chaos.room import Broker, Room
 from chaos.scenario import Scenario, play
 from chaos.subscribers import Flaps
+from chaos.uptime import pass_hours
+from chaos.visits import Share
 from testbed.ports import free_port
 
 
@@ -95,3 +98,9 @@ def test_a_connection_that_is_cut_again_and_again_loses_nothing() -> None:
     outcome = play(Flaps(), 1, 0.2, Broker())
     assert outcome.held, outcome
     assert outcome.delivered == outcome.owed > 0
+
+
+def test_an_hour_of_a_day_passes_with_all_its_visitors() -> None:
+    share = Share(guests=6, heartbeats=5, rejected=50, unusual=2, scrapes=5, looks=2, reloads=1)
+    (hour,) = pass_hours(1, 3000, share, random.Random(1))
+    assert (hour.messages, hour.wrong, hour.failures) == (3000, 0, 0)

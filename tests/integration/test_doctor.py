@@ -233,7 +233,7 @@ def test_a_zeek_that_answers_and_one_that_does_not(start_bus: Buses) -> None:
         assert "nothing listens" in found(f"WebSocket ws://127.0.0.1:{closed}").detail
         assert "no host" in found("WebSocket ws://nowhere").detail
         # It was there under a name of its own, wanted none of the bus's topics, and left in order.
-        assert zeek.applications == ["threatbus doctor"]
+        assert zeek.applications == ["threatbus-doctor"]
         assert zeek.subscriptions == [["threatbus/doctor"]]
         eventually(lambda: zeek.close_codes == [1000])
     finally:
@@ -244,9 +244,10 @@ def test_what_is_no_zeek_and_what_shows_a_certificate_of_nobodys_are_told_apart(
     start_bus: Buses,
 ) -> None:
     with plain_server() as plain, tls_server() as tls:
-        urls = [f"ws://127.0.0.1:{plain}", f"wss://127.0.0.1:{tls}"]
+        urls = [f"ws://127.0.0.1:{plain}", f"wss://127.0.0.1:{tls}", f"ws://127.0.0.1:{tls}"]
         found = Findings(start_bus.config({"zeek": {"broker": False, "websockets": urls}}))
-    assert "no Zeek" in found("WebSocket ws:").detail
+    assert "no Zeek" in found(f"WebSocket ws://127.0.0.1:{plain}").detail
+    assert "if it speaks TLS, it wants wss://" in found(f"WebSocket ws://127.0.0.1:{tls}").detail
     assert "certificate" in found("WebSocket wss:").detail
     assert "ca_file" in found("WebSocket wss:").next_step
 

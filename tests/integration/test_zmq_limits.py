@@ -14,7 +14,7 @@ import pytest
 import zmq
 from helpers.keys import Keys
 from helpers.waiting import SCALE, SOON, Clock, eventually, finished
-from threatbus_zmq.limits import BURST_SECS, MAX_PEERS, RateLimit
+from threatbus_zmq.limits import BURST_SECS, FORGET_SECS, MAX_PEERS, RateLimit
 
 from integration.zmq_helpers import App, Apps, ZmqBus
 
@@ -86,6 +86,20 @@ def test_peers_without_number_take_no_memory_without_bound() -> None:
     for number in range(MAX_PEERS + 100):
         limit.take(number)
     assert len(limit._left) == MAX_PEERS
+
+
+def test_a_peer_that_is_quiet_until_it_may_do_everything_again_takes_none_at_all() -> None:
+    clock = Clock()
+    limit = RateLimit(10, clock)
+    for _ in range(100):
+        limit.take("flood")
+    clock.now += FORGET_SECS
+    limit.take("b")
+    assert "flood" in limit._left
+    clock.now += 0.1
+    limit.take("b")
+    assert "flood" not in limit._left
+    assert [limit.take("flood") for _ in range(21)] == [True] * int(10 * BURST_SECS) + [False]
 
 
 # Requests.

@@ -33,6 +33,10 @@ def parameters(event: str) -> list[str]:
     return re.findall(r"\w+(?=: )", found[1])
 
 
+def body_of(event: str) -> list[str]:
+    return TEXT.partition(f"event {event}\n")[2].partition("\nevent ")[0].splitlines()
+
+
 def test_it_is_in_zeeks_language() -> None:
     parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_zeek.language()))
     root = parser.parse(SCRIPT.read_bytes()).root_node
@@ -99,6 +103,22 @@ def test_the_operators_own_intelligence_stays() -> None:
 def test_in_a_cluster_only_the_manager_talks() -> None:
     speaks = "return ! Cluster::is_enabled() || Cluster::local_node_type() == Cluster::MANAGER;"
     assert speaks in TEXT
-    for event in ("zeek_init()", "Intel::match(s: Intel::Seen, items: set[Intel::Item])"):
-        body = TEXT.partition(f"event {event}\n")[2].partition("\nevent ")[0]
-        assert "! talks_to_bus()" in body.splitlines()[1]
+    assert "! talks_to_bus()" in body_of("Intel::match(s: Intel::Seen, items: set[Intel::Item])")[1]
+    begun = body_of("zeek_init()")
+    assert begun.index("\tif ( ! talks_to_bus() )") < begun.index("\tbegin_subscription();")
+
+
+def test_what_it_schedules_is_found_by_every_zeek() -> None:
+    """Before 5.1 an event of the module is not found by its bare name, and nothing says so."""
+    scheduled = re.findall(r"\bschedule \w+ \{ (\w+)\(\) \};", TEXT)
+    assert len(scheduled) == TEXT.count("\tschedule ") == 2
+    for name in scheduled:
+        assert f"global {name}:" not in TEXT
+        assert TEXT.index(f"\nevent {name}()") < TEXT.index(f"{{ {name}() }}")
+
+
+def test_in_a_cluster_every_node_knows_its_log() -> None:
+    """A logger of a cluster drops what is written to a stream that it has not created itself."""
+    begun = body_of("zeek_init()")
+    created = begun.index('\tLog::create_stream(LOG, [$columns=Info, $path="threatbus"]);')
+    assert created < begun.index("\tif ( ! talks_to_bus() )")

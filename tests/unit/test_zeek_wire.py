@@ -141,6 +141,8 @@ def test_an_acknowledgement_and_an_error_are_read() -> None:
     assert decode_frame(ack) == Ack("5782518a-websocket-0", "9.1.0-dev")
     error = b'{"type":"error","code":"deserialization_failed","context":"failed to decode"}'
     assert decode_frame(error) == Refusal("deserialization_failed", "failed to decode")
+    first_versions = error.replace(b"context", b"message")
+    assert decode_frame(first_versions) == Refusal("deserialization_failed", "failed to decode")
 
 
 def test_zeeks_raw_strings_are_read() -> None:

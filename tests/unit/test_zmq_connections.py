@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import zmq
-from threatbus_zmq.connections import hang_up, port_of, source_of, stands
+from threatbus_zmq.connections import (
+    Connection,
+    connection,
+    duplicate,
+    hang_up,
+    port_of,
+    source_of,
+    stands,
+)
 
 
 class OldFrame:
-    """A frame that is read after its connection was closed: all it has is the descriptor."""
+    """A frame that is read after its connection was closed: it has the descriptor and the host."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, host: str = "127.0.0.1") -> None:
+        self._known = {zmq.SRCFD: descriptor, "Peer-Address": host}
 
-    def get(self, option: int) -> Any:
-        assert option == zmq.SRCFD
-        return self._descriptor
+    def get(self, option: int | str) -> Any:
+        return self._known[option]
 
 
 class Neighbour:
@@ -59,6 +67,38 @@ def test_a_neighbour_at_another_door_is_not_cut_off_for_a_frame_that_is_not_its_
     hang_up(source_of(neighbour.frame, neighbour.door + 1))
     neighbour.far.sendall(b"still here")
     assert neighbour.near.recv(100) == b"still here"
+
+
+def test_a_neighbour_of_another_host_is_not_taken_for_the_sender(neighbour: Neighbour) -> None:
+    frame = cast("zmq.Frame", OldFrame(neighbour.near.fileno(), "192.0.2.1"))
+    assert source_of(frame, neighbour.door) is None
+
+
+@pytest.mark.parametrize("kind", ["a file", "a control socket", "a socket for notes"])
+def test_a_descriptor_that_is_something_else_by_now_is_no_connection(
+    kind: str, neighbour: Neighbour
+) -> None:
+    with _opened(kind) as other:
+        descriptor = other.fileno()
+        before = open_descriptors()
+        assert source_of(cast("zmq.Frame", OldFrame(descriptor)), neighbour.door) is None
+        assert connection(descriptor) is None
+        hang_up(Connection(descriptor, "127.0.0.1", 1))
+        with pytest.raises(OSError, match="socket"):
+            duplicate(descriptor)
+        assert open_descriptors() == before
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _opened(kind: str) -> Any:
+    if kind == "a file":
+        return Path("/proc/self/stat").open()
+    if kind == "a control socket":
+        return socket.socketpair()[0]
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
 def test_a_frame_of_no_connection_at_all_has_no_source(neighbour: Neighbour) -> None:

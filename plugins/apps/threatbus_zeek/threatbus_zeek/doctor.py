@@ -70,7 +70,7 @@ def _check_websocket(url: str, config: ZeekConfig) -> str:
         with connect_to(
             url,
             tls_context(url, config),
-            f"{APPLICATION} doctor",
+            f"{APPLICATION}-doctor",
             open_secs=OPEN_SECS,
             close_secs=OPEN_SECS,
         ) as connection:

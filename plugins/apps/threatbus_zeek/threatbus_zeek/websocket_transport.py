@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("threatbus.zeek.websocket")
 
-#: How the bus calls itself in Zeek's logs.
+#: How the bus calls itself in Zeek's logs: letters, digits and some signs, no blank.
 APPLICATION: Final = "threatbus"
 #: Seconds for connecting, and again for Zeek's answer to the list of topics.
 OPEN_SECS: Final = 10.0
@@ -274,6 +274,7 @@ def connect_to(
     Raises `OSError`, `WebSocketException`, `EOFError` or `wire.BadFrame`, by what goes wrong.
     """
     # Neither is needed before there is somebody to talk to.
+    from websockets.exceptions import InvalidMessage  # noqa: PLC0415
     from websockets.sync.client import connect  # noqa: PLC0415
 
     try:
@@ -295,6 +296,10 @@ def connect_to(
     except AssertionError as error:
         # The library's, where the peer's first bytes are read before its own are sent.
         raise wire.BadFrame("it speaks before it is asked") from error
+    except InvalidMessage as error:
+        # As Broker's own WebSocket server (Zeek 5 to 7), unless Broker::disable_ssl is set.
+        hint = "" if tls else "; if it speaks TLS, it wants wss://"
+        raise wire.BadFrame(f"it does not answer in HTTP{hint}") from error
 
 
 def tls_context(url: str, config: ZeekConfig) -> ssl.SSLContext | None:

@@ -93,7 +93,8 @@ def decode_frame(frame: bytes | str) -> Frame:
     if kind == "ack":
         return Ack(_text(found.get("endpoint")), _text(found.get("version")))
     if kind == "error":
-        return Refusal(_text(found.get("code")), _text(found.get("context")))
+        # The context is called "message" by the first versions of the server within Zeek.
+        return Refusal(_text(found.get("code")), _text(found.get("context", found.get("message"))))
     if kind != "data-message":
         raise BadFrame("neither data-message nor ack nor error")
     if not isinstance(found.get("topic"), str):

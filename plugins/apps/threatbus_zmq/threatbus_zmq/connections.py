@@ -6,16 +6,16 @@ the same connection, whether it still stands, and how to get rid of a peer that 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import zmq
 
 #: The state of a TCP connection that nobody has closed (first byte of TCP_INFO).
 _ESTABLISHED: Final = 1
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 class Connection(NamedTuple):
@@ -30,19 +30,22 @@ def source_of(frame: zmq.Frame, door: int) -> Connection | None:
     """Give the connection that `frame` came over; None if it is gone, or came from none.
 
     `door` is the port that the socket of `frame` is bound to. A frame knows the descriptor of its
-    connection alone: once that is closed, whoever connects next may have the same one, at this
-    door or another. One at another door is told by its port. One at the same door is not, so what
-    is done to a source may meet a neighbour: only what a peer of that door can bear.
+    connection and its peer's host: once the connection is closed, whoever connects next may have
+    the same descriptor. One at another door is told by its port, one of another host by that. One
+    of the same host at the same door is not, so what is done to a source may meet a neighbour:
+    only what a peer of that door can bear.
     """
     try:
         descriptor = int(frame.get(zmq.SRCFD))
-        with _borrowed(descriptor) as tcp:
+        with duplicate(descriptor) as tcp:
             if tcp.getsockname()[1] != door:
                 return None
-            host, port = tcp.getpeername()[:2]
+            found = _peer_of(tcp, descriptor)
+        # ZeroMQ names the zone of a link-local address, too.
+        host = str(frame.get("Peer-Address")).partition("%")[0]
     except (zmq.ZMQError, ValueError, OSError):
         return None
-    return Connection(descriptor, host, port)
+    return found if found.host == host else None
 
 
 def port_of(bound: zmq.Socket[bytes]) -> int:
@@ -53,11 +56,10 @@ def port_of(bound: zmq.Socket[bytes]) -> int:
 def connection(descriptor: int) -> Connection | None:
     """Give the connection behind a descriptor of ZeroMQ's; None if there is none any more."""
     try:
-        with _borrowed(descriptor) as tcp:
-            host, port = tcp.getpeername()[:2]
+        with duplicate(descriptor) as tcp:
+            return _peer_of(tcp, descriptor)
     except OSError:
         return None
-    return Connection(descriptor, host, port)
 
 
 def stands(found: Connection) -> bool:
@@ -67,11 +69,12 @@ def stands(found: Connection) -> bool:
 
 def hang_up(found: Connection | None) -> None:
     """Break a connection, if it still stands. A ZeroMQ peer connects again by itself."""
-    if found is None or not stands(found):
+    if found is None:
         return
     try:
-        with _borrowed(found.descriptor) as tcp:
-            tcp.shutdown(socket.SHUT_RDWR)
+        with duplicate(found.descriptor) as tcp:
+            if _peer_of(tcp, found.descriptor) == found:
+                tcp.shutdown(socket.SHUT_RDWR)
     except OSError:
         return
 
@@ -84,8 +87,23 @@ def is_established(tcp: socket.socket) -> bool:
         return False
 
 
-@contextmanager
-def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Give a socket object for a descriptor that ZeroMQ owns and goes on to own."""
-    with socket.socket(fileno=os.dup(descriptor)) as tcp:
-        yield tcp
+def duplicate(descriptor: int) -> socket.socket:
+    """Give a socket object for a connection that ZeroMQ owns, with a descriptor of its own.
+
+    Raises `OSError` if ZeroMQ has closed it; the number may have passed on to anything.
+    """
+    own = os.dup(descriptor)
+    try:
+        found = socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        raise
+    if found.family not in _FAMILIES:
+        found.close()
+        raise OSError(errno.ENOTSOCK, "not a socket of TCP")
+    return found
+
+
+def _peer_of(tcp: socket.socket, descriptor: int) -> Connection:
+    host, port = tcp.getpeername()[:2]
+    return Connection(descriptor, host, port)

@@ -10,8 +10,11 @@ from typing import Final
 #: Seconds of requests that a peer may make at once after it was quiet; and how many more are
 #: answered with an error before its connection is closed.
 BURST_SECS: Final = 2.0
-#: Peers that are remembered; those that were quiet for longest are forgotten.
+#: Peers that are remembered at most; those that were quiet for longest are forgotten.
 MAX_PEERS: Final = 10_000
+#: Seconds after which a quiet peer may do as much as one that is new, so that it need not be
+#: remembered.
+FORGET_SECS: Final = 2 * BURST_SECS
 
 
 class RateLimit:
@@ -30,10 +33,16 @@ class RateLimit:
         left, since = self._left.pop(peer, (self._burst, now))
         left = min(self._burst, left + (now - since) * self.per_second) - 1
         self._left[peer] = (max(left, -self._burst), now)
-        if len(self._left) > MAX_PEERS:
-            self._left.popitem(last=False)
+        self._forget_quiet(now)
         return left >= 0
 
     def is_flooding(self, peer: Hashable) -> bool:
         """Say whether `peer` goes on and on although it is told that it is too much."""
         return self._left.get(peer, (0.0, 0.0))[0] <= -self._burst
+
+    def _forget_quiet(self, now: float) -> None:
+        while len(self._left) > MAX_PEERS or now - self._oldest_action() > FORGET_SECS:
+            self._left.popitem(last=False)
+
+    def _oldest_action(self) -> float:
+        return next(iter(self._left.values()))[1]

@@ -8,7 +8,6 @@ lets go of it. So this keeps a descriptor of each connection that it can look at
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import struct
@@ -17,7 +16,7 @@ from typing import Final
 
 import zmq
 
-from threatbus_zmq.connections import is_established
+from threatbus_zmq.connections import duplicate, is_established
 
 #: Connections of one socket that are watched; each takes a descriptor.
 MAX_WATCHED: Final = 1000
@@ -93,7 +92,7 @@ class Monitor:
         if len(self._connections) >= MAX_WATCHED:
             return
         try:
-            self._connections[descriptor] = socket.socket(fileno=os.dup(descriptor))
+            self._connections[descriptor] = duplicate(descriptor)
         except OSError:
             # Gone already, or no descriptor is left: this one cannot be told about.
             return
