@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from threatbus.errors import Overflow
 from threatbus.logger import RateLimited
@@ -81,6 +81,10 @@ class Stopwatch(Protocol):
         """Note that a message that was accepted at `started` has been taken just now."""
 
 
+Consumer: TypeAlias = Callable[[Sequence[Message], int], None]
+"""Takes a batch, and what `size_of` it gives."""
+
+
 def size_of(batch: Sequence[Message]) -> int:
     """Give the bytes that `batch` counts for in a queue."""
     return sum([len(message.data) for message in batch]) + MESSAGE_OVERHEAD_BYTES * len(batch)
@@ -132,7 +136,7 @@ class MessageQueue:
         self._joiners = 0
         self._closed = False
         # Set by consume(): batches go straight to it instead of into the deque.
-        self._consumer: Callable[[Sequence[Message]], None] | None = None
+        self._consumer: Consumer | None = None
         # Set by time_with(). One message at a time is followed: its id, and how many are before it
         # plus itself, 0 while none is. If it is timed, too, since when; when the next one may be.
         self._stopwatch: Stopwatch | None = None
@@ -179,7 +183,7 @@ class MessageQueue:
                 if self._gate is not None and self._is_full():
                     full = self._gate.shut(self)
         if consumer is not None:
-            consumer(batch)
+            consumer(batch, size)
             return
         if full:
             self._tell_full()
@@ -215,7 +219,7 @@ class MessageQueue:
             self._announce()
         return batch, size
 
-    def consume(self, consumer: Callable[[Sequence[Message]], None]) -> None:
+    def consume(self, consumer: Consumer) -> None:
         """Have every batch handed to `consumer` in the thread that puts it, with no thread between.
 
         For a backbone that has nothing to wait for. What is in the queue already goes first.
@@ -232,7 +236,7 @@ class MessageQueue:
                 self._announce()
             if not waiting:
                 return
-            consumer(waiting)
+            consumer(waiting, size_of(waiting))
 
     def close(self) -> None:
         """Let go of all messages and take no more; whoever waits in `get` wakes. Idempotent."""

@@ -54,11 +54,14 @@ class TopicTable:
             self._subscriptions = kept
             self._matches = {}
 
-    def deliver(self, batch: Sequence[Message]) -> None:
-        """Hand every message of `batch` to each outlet whose topics match it, in order."""
+    def deliver(self, batch: Sequence[Message], size: int | None = None) -> None:
+        """Hand every message of `batch` to each outlet whose topics match it, in order.
+
+        `size` is `size_of(batch)`, for callers that know it.
+        """
         topics = set(map(_topic_of, batch))
         if len(topics) == 1:
-            size = size_of(batch)
+            size = size_of(batch) if size is None else size
             for outlet in self._matching(topics.pop()):
                 self._hand_over(outlet, batch, size)
             return

@@ -197,7 +197,7 @@ def test_what_comes_live_in_the_very_moment_of_the_subscription_counts(
 
         @threatbus.backbone
         def run(self, inq: MessageQueue) -> None:
-            inq.consume(lambda _: None)
+            inq.consume(lambda *_: None)
 
         @threatbus.backbone
         def subscribe(self, topic: str, q: Any) -> None:

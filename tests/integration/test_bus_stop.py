@@ -82,7 +82,7 @@ class NotingBackbone:
 
     @threatbus.backbone
     def run(self, inq: MessageQueue) -> None:
-        inq.consume(lambda _: None)
+        inq.consume(lambda *_: None)
         self.calls.append(f"run {self.name}")
 
     @threatbus.backbone

@@ -74,7 +74,7 @@ def test_with_several_backbones_each_sees_every_message_under_the_same_id(parts:
 def test_a_backbone_that_fails_costs_the_other_nothing(
     parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(batch: Sequence[Message]) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("the backbone has a bug")
 
     failing, other = MessageQueue("failing"), MessageQueue("other")
@@ -203,7 +203,7 @@ def test_closing_waits_until_what_was_accepted_is_handed_on(parts: Parts) -> Non
     entered, go_on = threading.Event(), threading.Event()
     got: list[Message] = []
 
-    def slow(batch: Sequence[Message]) -> None:
+    def slow(batch: Sequence[Message], _: int) -> None:
         entered.set()
         wait_for(go_on)
         got.extend(batch)

@@ -60,7 +60,7 @@ class Parts:
         }
         return trace(self.ring, wanted, states)
 
-    def _deliver(self, batch: Any) -> None:
+    def _deliver(self, batch: Any, _: int) -> None:
         for subscriber in self.subscribers:
             subscriber.put_many(batch)
 

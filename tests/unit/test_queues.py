@@ -296,7 +296,7 @@ def test_a_source_that_fails_when_the_gate_opens_does_not_cost_the_reader_its_me
 
 @pytest.mark.parametrize(
     "empty",
-    [lambda q: q.close(), lambda q: q.get(block=False), lambda q: q.consume(lambda _: None)],
+    [lambda q: q.close(), lambda q: q.get(block=False), lambda q: q.consume(lambda *_: None)],
     ids=["close", "get", "consume"],
 )
 def test_whatever_empties_a_full_queue_opens_the_gate(
@@ -391,7 +391,7 @@ def test_putting_while_another_thread_closes_leaves_nothing_behind() -> None:
 def test_a_consumer_gets_each_batch_in_the_thread_that_puts() -> None:
     q = MessageQueue("q")
     seen: list[tuple[int, list[Message]]] = []
-    q.consume(lambda batch: seen.append((threading.get_ident(), list(batch))))
+    q.consume(lambda batch, _: seen.append((threading.get_ident(), list(batch))))
     batch = indicators(3)
     q.put_many(batch)
     assert seen == [(threading.get_ident(), batch)]
@@ -404,7 +404,7 @@ def test_what_is_put_while_the_consumer_gets_what_waited_does_not_overtake() -> 
     waited, later = indicators(2)
     done: list[Message] = []
 
-    def consume(batch: Sequence[Message]) -> None:
+    def consume(batch: Sequence[Message], _: int) -> None:
         if waited in batch:
             in_threads(lambda: q.put_many([later]))
         done.extend(batch)
@@ -428,7 +428,7 @@ def test_nothing_is_lost_or_reordered_when_a_consumer_is_set_under_load() -> Non
 
     def consume() -> None:
         wait_for(begun)
-        q.consume(lambda batch: got.extend(message.data for message in batch))
+        q.consume(lambda batch, _: got.extend(message.data for message in batch))
 
     in_threads(write, consume)
     assert got == [str(number).encode() for number in range(each)]
@@ -437,7 +437,7 @@ def test_nothing_is_lost_or_reordered_when_a_consumer_is_set_under_load() -> Non
 def test_a_closed_queue_hands_nothing_to_its_consumer() -> None:
     q = MessageQueue("q")
     got: list[Message] = []
-    q.consume(got.extend)
+    q.consume(lambda batch, _: got.extend(batch))
     q.close()
     q.put_many(indicators(3))
     assert got == []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any, Final, NamedTuple
 
 import zmq
@@ -241,8 +242,8 @@ class Receiver:
         try:
             while len(frames) < BATCH and size < BATCH_BYTES:
                 start = len(frames)
-                for _ in range(READS):
-                    frames.append(recv(zmq.NOBLOCK))
+                # What was read before one fails stays in the list.
+                frames.extend(map(recv, repeat(zmq.NOBLOCK, READS)))
                 size += sum(map(len, frames[start:]))
         except zmq.ZMQError:
             # Nothing more, or an error: what has been read goes on, the next turn meets it again.
