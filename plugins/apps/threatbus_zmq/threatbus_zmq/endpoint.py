@@ -33,6 +33,7 @@ from threatbus_zmq.limits import RateLimit
 from threatbus_zmq.manager import Manager
 from threatbus_zmq.mapping import FrameReader, encode_reply
 from threatbus_zmq.monitor import Monitor
+from threatbus_zmq.pace import Pace
 from threatbus_zmq.peers import Peer
 from threatbus_zmq.publisher import Publisher
 from threatbus_zmq.receiver import Receiver
@@ -113,6 +114,7 @@ class Endpoint(StoppableWorker):
         self._poller = zmq.Poller()
         # Whether the poller watches the SUB socket; not while something behind it is full.
         self._reading = False
+        self._pace = Pace()
         # Whether every subscriber had its turn, so that more may be taken in.
         self._caught_up = True
         self._next_housekeeping = 0.0
@@ -215,7 +217,7 @@ class Endpoint(StoppableWorker):
 
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
-        self._watch_sub(self.receiver.open)
+        self._watch_sub(self.receiver.open and not self._pace.until)
         ready = dict(self._poller.poll(self._timeout_ms()))
         if self._wakeup.fileno() in ready:
             self._wakeup.clear()
@@ -229,14 +231,26 @@ class Endpoint(StoppableWorker):
         for monitor in self._monitors():
             if monitor.socket in ready:
                 monitor.take()
-        # Also when the poll did not say so: under load it is readable by now.
-        frames = self.receiver.take() if self._reading and self._caught_up else -1
+        frames = self._take()
         self._caught_up = self.publisher.flush()
         self._keep_house()
         if self._last_read_until is not None:
             self._go_on_reading_out(frames)
         if self._drain_until is not None:
             self._go_on_draining()
+
+    def _take(self) -> int:
+        """Take frames in; gives their number, -1 if it is not the time to."""
+        if not (self.receiver.open and self._caught_up):
+            self._pace.reset()
+            return -1
+        now = self._clock()
+        if now < self._pace.until:
+            return -1
+        # Also when the poll did not say so: under load there are some by now.
+        frames = self.receiver.take()
+        self._pace.note(frames, now)
+        return frames
 
     def _timeout_ms(self) -> int:
         """Give the milliseconds until something is due, rounded up so as not to wake too early."""
@@ -245,6 +259,8 @@ class Endpoint(StoppableWorker):
             return 0
         now = self._clock()
         due = self.publisher.due(now)
+        if self._pace.until:
+            due = min(due, self._pace.until)
         if len(self.manager):
             due = min(due, self._next_housekeeping)
         if self._last_read_until is not None:
