@@ -190,4 +190,5 @@ def start(plugin: Plugin, **arguments: object) -> bool:
         return False
     finally:
         watch.cancel()
+        watch.join()
     return True
