@@ -6,6 +6,7 @@ import json
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -121,7 +122,7 @@ class Publisher(threading.Thread):
         self.join(10)
 
 
-class Reader(threading.Thread):
+class Reader(threading.Thread, ABC):
     """Notes what comes for one subscription, on a sheet. It can be told not to read."""
 
     def __init__(self, sheet: Sheet) -> None:
@@ -156,9 +157,9 @@ class Reader(threading.Thread):
         except Exception as error:  # noqa: BLE001 (the scenario shows it as its verdict)
             self.failure = error
 
+    @abstractmethod
     def read(self) -> None:
         """Read until stopped; what it raises is kept."""
-        raise NotImplementedError
 
 
 class ClientReader(Reader):

@@ -6,6 +6,7 @@ Both kinds turn changes into events in `outbox`, which the manager publishes in 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ WINDOW: Final = 8
 RESEND_SECS: Final = 5.0
 
 
-class Subscription:
+class Subscription(ABC):
     """What both kinds have in common. Belongs to the manager, and so to its link's thread."""
 
     def __init__(self, p2p: str, topic: str, name: str, outq: MessageQueue, now: float) -> None:
@@ -53,15 +54,15 @@ class Subscription:
         """How many messages and events wait for Zeek."""
         return self.outq.qsize() + len(self.outbox)
 
+    @abstractmethod
     def wants_more(self, now: float) -> bool:
         """Say whether messages may be taken from the outq now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add(self, changes: Sequence[Change], now: float) -> None:
         """Put what `changes` mean for Zeek into the outbox."""
-        raise NotImplementedError
 
-    def published(self, event: Event, now: float) -> None:
+    def published(self, event: Event, now: float) -> None:  # noqa: B027 (not each has to)
         """Note that an event of the outbox was handed over."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -110,6 +110,17 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.expires:
             found["x-expires"] = max(1, round(self.expires * 1000))
         return found
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        """How the queue is declared, by the names of pika's ``queue_declare``."""
+        return {
+            "queue": self.name,
+            "durable": self.durable,
+            "exclusive": self.exclusive,
+            "auto_delete": self.auto_delete,
+            "arguments": self.arguments,
+        }
 
 
 class RabbitMQConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -150,14 +150,7 @@ class Consumer(BrokerWorker):
 
         self._is_declared = False
         channel.add_on_cancel_callback(guarded(self._on_cancelled))
-        channel.queue_declare(
-            queue.name,
-            durable=queue.durable,
-            exclusive=queue.exclusive,
-            auto_delete=queue.auto_delete,
-            arguments=queue.arguments,
-            callback=guarded(bind),
-        )
+        channel.queue_declare(**queue.declaration, callback=guarded(bind))
 
     def on_lost(self) -> None:
         """Forget what is not acknowledged: the broker sends it again."""

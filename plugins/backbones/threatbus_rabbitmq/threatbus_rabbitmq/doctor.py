@@ -74,13 +74,7 @@ def _check_queue(config: RabbitMQConfig, bus_pid: int | None) -> str:
         try:
             found = channel.queue_declare(queue.name, passive=True).method
             waiting, consumers = found.message_count, found.consumer_count
-            channel.queue_declare(
-                queue.name,
-                durable=queue.durable,
-                exclusive=queue.exclusive,
-                auto_delete=queue.auto_delete,
-                arguments=queue.arguments,
-            )
+            channel.queue_declare(**queue.declaration)
         except pika.exceptions.ChannelClosedByBroker as error:
             if error.reply_code == NOT_FOUND:
                 return f"{queue.name} is not there yet; the bus makes it"
