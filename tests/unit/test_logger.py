@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from dynaconf.nodes import DataDict
+from helpers.descriptors import descriptors_of
 
 from threatbus.config import LoggingConfig
 from threatbus.errors import ConfigError, InvalidConfig
@@ -70,10 +71,6 @@ def stderr(capsys: pytest.CaptureFixture[str]) -> Printed:
 
 def lines(stream: Printed | io.StringIO) -> list[str]:
     return stream.getvalue().splitlines()
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # What `config` may be
@@ -149,14 +146,13 @@ def test_a_level_that_nobody_shows_costs_nothing() -> None:
 
 def test_a_second_setup_neither_doubles_lines_nor_keeps_files_open(stderr: Printed) -> None:
     kept = list(setup({"file": True}, "threatbus_test").handlers)
-    before = open_descriptors()
     for _ in range(5):
         logger = setup({"file": True}, "threatbus_test")
         kept += logger.handlers  # so that nothing is closed for being forgotten
     logger.info("once")
     assert len(lines(stderr)) == 1
     assert len(Path("threatbus.log").read_text().splitlines()) == 1
-    assert open_descriptors() == before
+    assert descriptors_of(Path("threatbus.log")) == 1
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (1, 0, 1)])
@@ -212,11 +208,11 @@ def test_a_file_that_logrotate_moved_is_opened_anew(stderr: Printed) -> None:
     logger = setup({"file": True}, "threatbus_test")
     logger.info("first")
     Path("threatbus.log").rename("threatbus.log.1")
-    before = open_descriptors()
     logger.info("second")
     assert "first" in Path("threatbus.log.1").read_text()
     assert "second" in Path("threatbus.log").read_text()
-    assert open_descriptors() == before
+    assert descriptors_of(Path("threatbus.log.1")) == 0
+    assert descriptors_of(Path("threatbus.log")) == 1
 
 
 def test_a_directory_that_vanished_is_reported_once_and_raises_nothing(

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import zmq
+from helpers.descriptors import OWN, descriptors_of
 from threatbus_zmq.connections import (
     Connection,
     connection,
@@ -80,17 +81,12 @@ def test_a_descriptor_that_is_something_else_by_now_is_no_connection(
 ) -> None:
     with _opened(kind) as other:
         descriptor = other.fileno()
-        before = open_descriptors()
         assert source_of(cast("zmq.Frame", OldFrame(descriptor)), neighbour.door) is None
         assert connection(descriptor) is None
         hang_up(Connection(descriptor, "127.0.0.1", 1))
         with pytest.raises(OSError, match="socket"):
             duplicate(descriptor)
-        assert open_descriptors() == before
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+        assert descriptors_of(OWN / str(descriptor)) == 1
 
 
 def _opened(kind: str) -> Any:
