@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -93,6 +94,31 @@ class RabbitNode(Service):
             check=True,
         )
         return done.stdout
+
+    def messages(self, queue: str) -> int:
+        """Say how many messages a queue holds, acknowledged by nobody.
+
+        Asked of the node itself: `rabbitmqctl` takes half a second of processor time.
+        """
+        question = (
+            f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),'
+            "proplists:get_value(messages, rabbit_amqqueue:info(Q, [messages])).\n"
+        )
+        cookie = (self.directory / "home" / ".erlang.cookie").read_text()
+        name = self.environment["RABBITMQ_NODENAME"]
+        done = subprocess.run(
+            ["erl_call", "-n", name, "-c", cookie, "-e"],
+            input=question,
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            timeout=100,
+            check=True,
+        )
+        answer = re.fullmatch(r"\{ok, (\d+)\}\s*", done.stdout)
+        if answer is None:
+            raise LookupError(f"queue {queue}: {done.stdout}")
+        return int(answer[1])
 
     def rows(self, what: str, *columns: str) -> list[list[str]]:
         """Give a listing, such as ``rows("queues", "name", "messages")``, without its header."""
