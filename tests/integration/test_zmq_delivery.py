@@ -17,8 +17,8 @@ import zmq
 from helpers.documents import encode, indicator, indicator_bytes, sighting_bytes
 from helpers.waiting import SCALE, SOON, eventually
 from threatbus_zmq.connections import stands
+from threatbus_zmq.delivery import HALF_OPEN_SECS, Delivery
 from threatbus_zmq.pipes import PIPE_BYTES
-from threatbus_zmq.publisher import HALF_OPEN_SECS, Delivery
 
 from integration.zmq_helpers import App, Apps, ZmqBus, descriptors, number_of, numbered
 from testbed.proxy import proxy
@@ -507,7 +507,7 @@ def test_a_half_open_old_connection_does_not_keep_a_new_one_from_its_messages(
         app.connect()  # the app's machine is back; the bus does not know that the old one is gone
         eventually(lambda: len(app.delivery().subscribed) == 2)
         publisher.publish_numbered(1, 2000)
-        eventually(lambda: app.delivery().stalled_since is not None)
+        eventually(lambda: app.delivery().idle(time.monotonic()) > 0)
         bus.time_passes(HALF_OPEN_SECS)
         numbers = app.receive_until(2000)
         assert list(dict.fromkeys(numbers)) == list(range(2001))

@@ -15,9 +15,9 @@ import zmq
 from helpers.buses import Buses, reject_lines
 from helpers.documents import encode, indicator
 from helpers.waiting import SOON, eventually
+from threatbus_zmq.delivery import Delivery
 from threatbus_zmq.endpoint import Endpoint as BusEndpoint
 from threatbus_zmq.plugin import ZmqPlugin
-from threatbus_zmq.publisher import Delivery
 
 import threatbus
 from testbed.ports import Doors, free_ports

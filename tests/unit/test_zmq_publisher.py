@@ -18,7 +18,8 @@ from threatbus_zmq import publisher as module
 from threatbus_zmq.connections import Connection, connection, hang_up, is_established, stands
 from threatbus_zmq.mapping import Heads
 from threatbus_zmq.pipes import PIPE_BYTES, SEND_MARK, Outflow
-from threatbus_zmq.publisher import UNDER_WAY_BYTES, Publisher, Window
+from threatbus_zmq.publisher import Publisher
+from threatbus_zmq.window import UNDER_WAY_BYTES, Window
 
 from threatbus.messages import INDICATOR, Message
 from threatbus.queues import MessageQueue, size_of
