@@ -101,7 +101,10 @@ class Admission:
             if kind == _SUBSCRIBES:
                 self._on_arrival(socket, prefix, source, delivery)
             elif kind == _UNSUBSCRIBES:
-                self._on_departure(socket, prefix, source, delivery)
+                if source is not None and self._aligned:
+                    socket.setsockopt(zmq.UNSUBSCRIBE, _route(prefix))
+                if delivery is not None:
+                    self._departed(delivery, prefix, source)
             else:
                 self._aligned = False
                 logger.debug("a SUB that sends other things than subscriptions is cut off")
@@ -126,18 +129,6 @@ class Admission:
             # The same SUB says it once more; when it goes, this is reported once.
             return
         self._arrived(delivery, prefix, source)
-
-    def _on_departure(
-        self,
-        socket: zmq.Socket[bytes],
-        prefix: bytes,
-        source: Connection | None,
-        delivery: Delivery | None,
-    ) -> None:
-        if source is not None and self._aligned:
-            socket.setsockopt(zmq.UNSUBSCRIBE, _route(prefix))
-        if delivery is not None:
-            self._departed(delivery, prefix, source)
 
 
 class Strays:
