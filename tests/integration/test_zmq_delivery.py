@@ -18,7 +18,7 @@ from helpers.documents import encode, indicator, indicator_bytes, sighting_bytes
 from helpers.waiting import SCALE, SOON, eventually
 from threatbus_zmq.connections import stands
 from threatbus_zmq.delivery import HALF_OPEN_SECS, Delivery
-from threatbus_zmq.pipes import PIPE_BYTES, SEND_MARK
+from threatbus_zmq.pipes import PIPE_BYTES
 
 from integration.zmq_helpers import App, Apps, ZmqBus, descriptors, number_of, numbered
 from testbed.proxy import proxy
@@ -506,11 +506,11 @@ def test_a_half_open_old_connection_does_not_keep_a_new_one_from_its_messages(
         between.freeze()
         app.connect()  # the app's machine is back; the bus does not know that the old one is gone
         eventually(lambda: len(app.delivery().subscribed) == 2)
-        publisher.publish_numbered(1, 2 * SEND_MARK)
+        publisher.publish_numbered(1, 2000)
         eventually(lambda: app.delivery().idle(time.monotonic()) > 0)
         bus.time_passes(HALF_OPEN_SECS)
-        numbers = app.receive_until(2 * SEND_MARK)
-        assert list(dict.fromkeys(numbers)) == list(range(2 * SEND_MARK + 1))
+        numbers = app.receive_until(2000)
+        assert list(dict.fromkeys(numbers)) == list(range(2001))
         app.close()
 
 

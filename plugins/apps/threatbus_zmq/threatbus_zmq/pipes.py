@@ -16,13 +16,12 @@ from typing import Final
 
 from threatbus_zmq.connections import Connection, stands
 
-#: Messages that the pipe to one subscriber may hold: some turns of the loop.
-SEND_MARK: Final = 3000
+#: Messages that the pipe to one subscriber may hold.
+SEND_MARK: Final = 1000
 #: Messages that the pipe from one publisher may hold: few, since each may be as large as a frame
 #: can be, and TCP holds up the publisher as soon as it is full; with fewer still, the loop and
-#: ZeroMQ's threads wait for each other (measured with ten subscribers beside the forwarder: 256
-#: cost a tenth, 100 a quarter).
-RECEIVE_MARK: Final = 512
+#: ZeroMQ's threads wait for each other (measured beside the forwarder: 100 cost a quarter).
+RECEIVE_MARK: Final = 256
 #: Bytes that the pipe to one subscriber may hold, but for the batch that exceeds them.
 PIPE_BYTES: Final = 8 * 1024 * 1024
 #: Bytes of the kernel's send buffer; few, as what is in it is lost when a connection breaks.

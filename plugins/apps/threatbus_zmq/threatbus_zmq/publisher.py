@@ -30,7 +30,7 @@ from threatbus_zmq.pipes import SEND_BUFFER_BYTES, SEND_MARK, Outflow
 logger = logging.getLogger("threatbus.zmq.publisher")
 
 #: Messages that one turn of the loop sends to one subscriber, and to all of them, about.
-BATCH: Final = 1000
+BATCH: Final = 500
 TURN: Final = 10_000
 #: Seconds that a SUB which names a type, too, is given to name further ones.
 SETTLE_SECS: Final = 0.2
