@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ class _Nowhere(_Ours, logging.NullHandler):
     """Keeps the standard library from printing what is to go nowhere."""
 
 
-class _Handler(_Ours, logging.Handler):
+class _Handler(_Ours, logging.Handler, ABC):
     """Writes lines to a stream; a failure to write is told once, until writing works again."""
 
     def __init__(self) -> None:
@@ -147,9 +148,9 @@ class _Handler(_Ours, logging.Handler):
         """Whether the formatter may use colours."""
         return False
 
+    @abstractmethod
     def stream(self) -> TextIO | None:
         """Where to write; None: nowhere just now. May raise OSError."""
-        raise NotImplementedError
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. Never raises for the stream's failures or a bad format string."""

@@ -22,6 +22,7 @@ import itertools
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -145,7 +146,7 @@ class Node:
         self.plugin.call("stop")
 
 
-class BackboneContract:
+class BackboneContract(ABC):
     """The tests; a subclass says how its backbone is made and what it can do."""
 
     #: Name of the backbone's section.
@@ -161,9 +162,9 @@ class BackboneContract:
     #: Messages in tests with many of them.
     many = 2000
 
+    @abstractmethod
     def make(self) -> object:
         """Give a new backbone: the object that the loader would make."""
-        raise NotImplementedError
 
     def section(self, node: int) -> dict[str, object]:
         """Give the configuration of node number `node`; nodes of one test can meet."""
