@@ -32,7 +32,7 @@ def check_exposure(
     reach = "where other machines can take part without any authentication"
     raise ConfigError(
         "host",
-        f"{host!r}, {reach if _addresses(host) else 'which cannot be looked up'}",
+        f"{host!r}, {reach if addresses_of(host) else 'which cannot be looked up'}",
         f"a loopback address such as 127.0.0.1; or {remedy}; or, if the network is protected "
         f"otherwise, say {section}.allow_insecure: true",
     )
@@ -44,11 +44,11 @@ def is_loopback(host: str) -> bool:
     `host` is an address, a host name, the name of a network interface, or ``*`` for all of them.
     A name is looked up; one that cannot be, or has any other address, too, counts as public.
     """
-    addresses = _addresses(host)
+    addresses = addresses_of(host)
     return bool(addresses) and all(map(_is_loopback_address, addresses))
 
 
-def _addresses(host: str) -> list[str]:
+def addresses_of(host: str) -> list[str]:
     """Give the addresses that `host` stands for, in numbers; none if it cannot be looked up."""
     host = host.strip("[]")
     if host in ("", "*"):

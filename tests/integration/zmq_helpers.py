@@ -62,7 +62,8 @@ class ZmqBus(Doors):
         def later() -> float:
             return clock() + seconds
 
-        parts: list[Any] = [self.endpoint, self.endpoint.manager, self.endpoint.publisher]
+        publisher = self.endpoint.publisher
+        parts: list[Any] = [self.endpoint, self.endpoint.manager, publisher, publisher.door]
         if self.endpoint.gatekeeper is not None:
             parts.append(self.endpoint.gatekeeper.ring)
         for part in parts:
@@ -194,7 +195,7 @@ class App:
 
     def stalled(self) -> App:
         """Wait until the bus has given up for now on a SUB that does not read."""
-        eventually(lambda: self.delivery().retry_delay > 0.04, what="it has stalled")
+        eventually(lambda: self.delivery().blocked, what="it has stalled")
         return self
 
     def delivery(self) -> Delivery:

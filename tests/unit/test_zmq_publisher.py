@@ -5,21 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import socket
 import tempfile
 import threading
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from helpers.documents import indicators
 from helpers.waiting import Clock, in_threads
 from threatbus_zmq import publisher as module
-from threatbus_zmq.connections import Connection, connection, hang_up, is_established, stands
-from threatbus_zmq.mapping import Heads
-from threatbus_zmq.pipes import PIPE_BYTES, SEND_MARK, Outflow
-from threatbus_zmq.publisher import Publisher
+from threatbus_zmq.link import Link
+from threatbus_zmq.mapping import KINDS
+from threatbus_zmq.publisher import HALF_OPEN_SECS, Publisher
 from threatbus_zmq.window import UNDER_WAY_BYTES, Window
+from threatbus_zmq.zmtp import Change, Frames, Null, Session
 
 from threatbus.messages import INDICATOR, Message
 from threatbus.queues import MessageQueue, size_of
@@ -35,14 +34,14 @@ def add(window: Window, messages: list[Message]) -> None:
 
 
 def taken(window: Window) -> list[Message]:
-    return list(itertools.chain.from_iterable(window.take_all()[0]))
+    return list(itertools.chain.from_iterable(window.take_all()))
 
 
 # The window.
 
 
-def test_an_empty_window_covers_nothing_and_lacks_nothing() -> None:
-    assert Window().take_all() == ([], 0)
+def test_an_empty_window_gives_nothing() -> None:
+    assert Window().take_all() == []
 
 
 def test_a_window_gives_what_was_sent_in_order_and_once() -> None:
@@ -50,21 +49,18 @@ def test_a_window_gives_what_was_sent_in_order_and_once() -> None:
     for first in range(0, 30, 10):
         add(window, messages[first : first + 10])
     assert taken(window) == messages
-    assert window.take_all() == ([], 0)
+    assert window.take_all() == []
 
 
-@pytest.mark.parametrize("size", [50, 500, 5_000, 20_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("size", [50, 500, 5_000, 20_000, 100_000, 1_000_000, 40_000_000])
 @pytest.mark.parametrize("count", [1, 7, 500])
-def test_a_window_covers_pipe_kernel_buffers_and_the_newest_batch(size: int, count: int) -> None:
+def test_a_window_covers_kernel_buffers_and_the_newest_batch(size: int, count: int) -> None:
     window = Window()
     sent = [batch(min(count, max(1, 1_000_000 // size)), size) for _ in range(400)]
     for each in sent:
         add(window, each)
-    batches, uncovered = window.take_all()
-    assert uncovered == 0
-    held = sum(map(len, batches))
-    in_pipe = min(SEND_MARK * size, PIPE_BYTES + 1_000_000 + size)
-    needed = len(sent[-1]) * size + in_pipe + 6_300_000
+    held = sum(map(len, window.take_all()))
+    needed = size_of(sent[-1]) + 6_300_000 + 1_100_000
     assert held * (size + 130) >= min(needed, sum(map(size_of, sent)))
 
 
@@ -73,7 +69,7 @@ def test_a_window_does_not_grow_with_what_is_sent(size: int) -> None:
     window = Window()
     for _ in range(300):
         add(window, batch(max(1, 1_000_000 // (size + 130)), size))
-    assert window._bytes <= UNDER_WAY_BYTES + 2 * PIPE_BYTES + 4_000_000
+    assert window._bytes <= UNDER_WAY_BYTES + 4_000_000
 
 
 def test_a_window_costs_little_more_than_a_slot_per_message_at_a_low_rate() -> None:
@@ -81,29 +77,6 @@ def test_a_window_costs_little_more_than_a_slot_per_message_at_a_low_rate() -> N
     for _ in range(20_000):
         add(window, batch(1))
     assert len(window._batches) < 100
-
-
-def test_a_window_counts_what_it_could_not_keep() -> None:
-    window = Window()
-    for _ in range(20):
-        add(window, batch(1, 10_000_000))
-    _, uncovered = window.take_all()
-    assert uncovered == 0, "24 MiB are enough for frames of ten million bytes"
-    for _ in range(6):
-        add(window, batch(2, 40_000_000))
-    held, uncovered = window.take_all()
-    assert len(held) < 6
-    assert uncovered == 12 - sum(map(len, held))
-
-
-def test_an_emptied_window_begins_anew() -> None:
-    window = Window()
-    for _ in range(6):
-        add(window, batch(2, 40_000_000))
-    assert window.take_all()[1] > 0
-    add(window, batch(3))
-    assert len(taken(window)) == 3
-    assert window.take_all()[1] == 0
 
 
 def test_the_window_agrees_with_its_description_for_random_sends() -> None:
@@ -120,166 +93,158 @@ def test_the_window_agrees_with_its_description_for_random_sends() -> None:
         assert len(held) == len(sent) or size_of(held) >= UNDER_WAY_BYTES
 
 
-# Bytes in the pipe.
+# Kinds.
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        near = socket.create_connection(server.getsockname())
-        far, _ = server.accept()
-    return near, far
-
-
-def test_small_messages_are_bounded_by_the_mark_alone() -> None:
-    outflow = Outflow()
-    assert all(outflow.admits(500, 500 * 600, ()) for _ in range(1000))
-
-
-def test_large_messages_wait_while_the_kernels_buffer_is_full() -> None:
-    near, far = pair()
-    with near, far:
-        near.setblocking(False)
-        outflow, found = Outflow(), connection(near.fileno())
-        admitted = 0
-        while outflow.admits(1, 1_000_000, [found]):
-            admitted += 1
-            # What ZeroMQ's thread does: it fills the kernel's buffer.
-            try:
-                while True:
-                    near.send(b"x" * 100_000)
-            except BlockingIOError:
-                pass
-            assert admitted < 20
-        assert admitted == -(-PIPE_BYTES // 1_000_000)
-        far.setblocking(False)
-        while not outflow.admits(1, 1_000_000, [found]):
-            far.recv(1_000_000)
-
-
-def test_an_unknown_or_ended_connection_holds_nothing_up() -> None:
-    near, far = pair()
-    found = connection(near.fileno())
-    near.close()
-    far.close()
-    outflow = Outflow()
-    assert all(outflow.admits(1, 1_000_000, [found, None]) for _ in range(100))
-
-
-# Connections.
-
-
-def test_a_connection_is_told_by_descriptor_and_peer() -> None:
-    near, far = pair()
-    found = connection(near.fileno())
-    assert found == Connection(near.fileno(), *near.getpeername())
-    assert stands(found)
-    assert is_established(near)
-    hang_up(found)
-    assert far.recv(1) == b""
-    near.close()
-    assert not stands(found)
-    far.close()
-
-
-def test_a_descriptor_that_is_used_again_is_not_taken_for_the_old_connection() -> None:
-    near, far = pair()
-    found = connection(near.fileno())
-    assert found is not None
-    other, other_far = pair()
-    descriptor = near.fileno()
-    os.dup2(other.fileno(), descriptor)
-    assert not stands(found)
-    hang_up(found)
-    other.send(b"x")
-    assert other_far.recv(1) == b"x"
-    for each in (near, far, other, other_far):
-        each.close()
-
-
-@pytest.mark.parametrize("descriptor", [-1, 10_000_000])
-def test_what_is_no_descriptor_is_no_connection(descriptor: int) -> None:
-    assert connection(descriptor) is None
-    hang_up(Connection(descriptor, "127.0.0.1", 1))
-    hang_up(None)
-
-
-# Heads.
-
-
-def test_a_head_is_topic_type_and_blank() -> None:
-    heads = Heads("p" * 32)
-    assert heads[INDICATOR] == b"p" * 32 + b"indicator "
-    assert heads["stix2/malware"] == b"p" * 32 + b"malware "
-    assert "stix2/malware" not in heads, "foreign topics without end are not remembered"
+def test_a_kind_is_type_and_blank() -> None:
+    assert KINDS[INDICATOR] == b"indicator "
+    assert KINDS["stix2/malware"] == b"malware "
+    assert "stix2/malware" not in KINDS, "foreign topics without end are not remembered"
 
 
 # The publisher without its socket.
+
+
+class Peer:
+    """The connection of a SUB whose machine takes `room` bytes at a time; keeps what was taken."""
+
+    def __init__(self, room: float = inf) -> None:
+        self.room = room
+        self.taken = bytearray()
+        self._open = True
+
+    def fileno(self) -> int:
+        return id(self) if self._open else -1
+
+    def send(self, data: bytes) -> int:
+        count = int(min(self.room, len(data)))
+        if not count:
+            raise BlockingIOError
+        self.room -= count
+        self.taken += data[:count]
+        return count
+
+    def close(self) -> None:
+        self._open = False
+
+    def is_open(self) -> bool:
+        return self._open
 
 
 def make(wake: Any = lambda: None) -> tuple[Publisher, Clock]:
     def outq(name: str, **callbacks: Any) -> MessageQueue:
         return MessageQueue(name, **callbacks)
 
+    def session(_: str) -> Session:
+        return Session(Null())
+
     clock = Clock()
-    return Publisher(outq, wake, lambda _: None, clock), clock
+    return Publisher(outq, wake, lambda _: None, session, clock), clock
 
 
-def connect(publisher: Publisher, p2p: str) -> Any:
-    delivery = publisher.add(p2p, p2p)
-    delivery.subscribed.append((p2p.encode(), None))
+def connect(publisher: Publisher, p2p: str, peer: Peer | None = None) -> Any:
+    delivery = publisher._deliveries.get(p2p) or publisher.add(p2p, p2p)
+    link = Link(cast("Any", peer or Peer()), "", Session(Null()), 100.0, lambda *_: None)
+    publisher.door._links[link.tcp.fileno()] = link
+    publisher._on_change(link, Change(True, p2p.encode()))
     return delivery
 
 
-def test_one_turn_of_the_loop_is_bounded_however_many_subscribers_there_are(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_turn_of_the_loop_is_bounded_however_many_subscribers_there_are() -> None:
     publisher, _ = make()
-    sent: list[bytes] = []
-    monkeypatch.setattr(publisher, "_send", lambda frame, _: sent.append(frame))
     deliveries = [connect(publisher, f"{number:032}") for number in range(100)]
     for delivery in deliveries:
         delivery.outq.put_many(batch(1000))
-    turns = 0
+    turns = sent = 0
     while any(delivery.waiting for delivery in deliveries):
-        before = len(sent)
+        before = sent
         complete = publisher.flush()
-        assert len(sent) - before <= module.TURN + module.BATCH
         # Nobody gets a second batch before everybody has had the first.
         counts = {delivery.sent for delivery in deliveries}
+        sent = sum(delivery.sent for delivery in deliveries)
+        assert sent - before <= module.TURN + module.BATCH
         assert max(counts) - min(counts) <= module.BATCH
-        assert complete == (len(sent) % 50_000 == 0)
+        assert complete == (sent % 50_000 == 0)
         assert publisher.due(100.0) in ((100.0,) if not complete else (100.0, inf))
         turns += 1
-    assert len(sent) == 100_000
+    assert sent == 100_000
     assert turns == 10
 
 
-def test_a_stalled_subscriber_is_tried_again_after_growing_delays(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_subscriber_whose_machine_takes_no_more_waits_and_costs_nothing() -> None:
     publisher, clock = make()
-    stalled = connect(publisher, "a" * 32)
-    stalled.outq.put_many(batch(10))
-    delays = []
-    for _ in range(10):
-        assert publisher.flush()
-        due = publisher.due(clock.now)
-        delays.append(round(due - clock.now, 4))
-        clock.now = due
-    assert delays == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05, 0.05, 0.05]
-    assert stalled.waiting == 10
-    monkeypatch.setattr(publisher, "_send", lambda *_: None)
+    peer = Peer(room=1000)
+    stalled = connect(publisher, "a" * 32, peer)
+    stalled.outq.put_many(batch(600))
     assert publisher.flush()
-    assert stalled.waiting == 0
+    assert stalled.blocked
+    assert publisher.due(clock.now) == inf, "the kernel tells when there is room"
+    clock.now += 5
+    assert stalled.idle(clock.now) == 5
+    assert stalled.undelivered == 599, "one went whole, the next in part"
+    peer.room = inf
+    (link,) = stalled.links
+    assert link.go_on(clock.now)
+    publisher._on_room(link)
+    assert stalled.idle(clock.now) == 0
+    assert publisher.flush()
+    assert not stalled.undelivered
     assert publisher.due(clock.now) == inf
+    assert peer.taken.count(b"a" * 32 + b"indicator ") == 600
 
 
-def test_no_message_is_stuck_when_many_threads_put_while_the_loop_flushes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_two_connections_an_old_one_that_takes_nothing_is_cut_off() -> None:
+    publisher, clock = make()
+    old, new = Peer(room=0), Peer()
+    delivery = connect(publisher, "a" * 32, old)
+    connect(publisher, "a" * 32, new)
+    delivery.outq.put_many(batch(600))
+    assert publisher.flush()
+    clock.now += HALF_OPEN_SECS
+    publisher.keep_house(clock.now)
+    assert old.is_open(), "it has so long"
+    clock.now += 0.1
+    publisher.keep_house(clock.now)
+    assert not old.is_open()
+    assert publisher.flush()
+    assert new.taken.count(b"a" * 32 + b"indicator ") == 600
+
+
+def test_a_newer_connection_that_takes_nothing_is_waited_for() -> None:
+    publisher, clock = make()
+    delivery = connect(publisher, "a" * 32, Peer())
+    newest = Peer(room=0)
+    connect(publisher, "a" * 32, newest)
+    delivery.outq.put_many(batch(600))
+    publisher.flush()
+    clock.now += HALF_OPEN_SECS + 10
+    publisher.keep_house(clock.now)
+    assert newest.is_open()
+
+
+def test_subscribers_that_get_the_same_share_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher, _ = make()
+    made: list[int] = []
+
+    def counted(kinds: Any, documents: Any) -> Any:
+        made.append(len(documents))
+        return Frames(kinds, documents)
+
+    monkeypatch.setattr("threatbus_zmq.publisher.Frames", counted)
+    peers = [Peer() for _ in range(10)]
+    messages, last = batch(300), batch(1)
+    for number, peer in enumerate(peers):
+        connect(publisher, f"{number:032}", peer).outq.put_many(messages)
+    connect(publisher, "x" * 32).outq.put_many(last)
+    publisher.flush()
+    assert sorted(filter(None, made)) == [1, 300]
+    assert {len(peer.taken) for peer in peers} == {len(peers[0].taken)}
+    assert publisher._last_sent == [], "no message is kept longer than its turn"
+
+
+def test_no_message_is_stuck_when_many_threads_put_while_the_loop_flushes() -> None:
     woken = threading.Event()
     publisher, _ = make(woken.set)
-    monkeypatch.setattr(publisher, "_send", lambda *_: None)
     deliveries = [connect(publisher, f"{number:032}") for number in range(5)]
     total, rounds = 4 * 5 * 2000, range(2000)
 

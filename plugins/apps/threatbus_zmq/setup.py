@@ -8,6 +8,6 @@ setup(
     python_requires=">=3.11",
     packages=["threatbus_zmq"],
     package_data={"threatbus_zmq": ["py.typed"]},
-    install_requires=["threatbus>=2026.11.24", "pyzmq>=26"],
+    install_requires=["threatbus>=2026.11.24", "pynacl>=1.5", "pyzmq>=26"],
     entry_points={"threatbus.app": ["zmq = threatbus_zmq.plugin:ZmqPlugin"]},
 )

@@ -1,7 +1,7 @@
 """The TCP connections behind a ZeroMQ socket.
 
 ZeroMQ hides them, but some things can only be told or done there: whether two frames came over
-the same connection, whether it still stands, and how to get rid of a peer that misbehaves.
+the same connection, whether the peer has ended it, and how to get rid of one that misbehaves.
 """
 
 from __future__ import annotations
@@ -51,20 +51,6 @@ def source_of(frame: zmq.Frame, door: int) -> Connection | None:
 def port_of(bound: zmq.Socket[bytes]) -> int:
     """Give the TCP port that a socket is bound to."""
     return int(bound.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-
-
-def connection(descriptor: int) -> Connection | None:
-    """Give the connection behind a descriptor of ZeroMQ's; None if there is none any more."""
-    try:
-        with duplicate(descriptor) as tcp:
-            return _peer_of(tcp, descriptor)
-    except OSError:
-        return None
-
-
-def stands(found: Connection) -> bool:
-    """Say whether a connection still stands."""
-    return connection(found.descriptor) == found
 
 
 def hang_up(found: Connection | None) -> None:

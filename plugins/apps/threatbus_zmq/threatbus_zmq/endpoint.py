@@ -23,6 +23,7 @@ from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.logger import RateLimited
 from threatbus.observe.report import PluginReport
+from threatbus.protected import addresses_of
 from threatbus.services import Services
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
@@ -37,6 +38,7 @@ from threatbus_zmq.pace import Pace
 from threatbus_zmq.peers import Peer
 from threatbus_zmq.publisher import Publisher
 from threatbus_zmq.receiver import Receiver
+from threatbus_zmq.zmtp import Null, Session
 
 logger = logging.getLogger("threatbus.zmq")
 
@@ -50,6 +52,9 @@ MAX_REQUEST_BYTES: Final = 1024 * 1024
 #: most, and after the last frame.
 LAST_READ_SECS: Final = 1.0
 QUIET_SECS: Final = 0.1
+#: Seconds that subscribers have for reading the end of what was sent to them: those that do not
+#: read get it from the kernel after the bus has ended.
+LINGER_SECS: Final = 0.2
 #: Seconds that another thread waits for the loop beyond what the loop was given for a step.
 PATIENCE_SECS: Final = 1.0
 
@@ -92,7 +97,7 @@ class Endpoint(StoppableWorker):
         self._changes_of_keys = 0
         self._requests = RateLimit(config.max_requests_per_second, clock)
         self.publisher = Publisher(
-            services.outq, self._wakeup, self._overflowed, clock, self.gatekeeper
+            services.outq, self._wakeup, self._overflowed, self._new_session, clock
         )
         self.manager = Manager(
             (config.pub, config.sub),
@@ -126,7 +131,7 @@ class Endpoint(StoppableWorker):
         self._drain_until: float | None = None
         self._drained = threading.Event()
         self._leftovers: list[tuple[str, int]] = []
-        self._linger_ms = 0
+        self._linger_secs = 0.0
 
     # Called by the plugin, from other threads than the loop's.
 
@@ -137,7 +142,7 @@ class Endpoint(StoppableWorker):
             address = f"tcp://{_bracketed(self._config.host)}:{getattr(self._config, key)}"
             try:
                 bind(address)
-            except zmq.ZMQError as error:
+            except (zmq.ZMQError, OSError) as error:
                 # pyzmq says the address again.
                 reason = str(error.strerror).partition(" (addr=")[0]
                 found = f"{address}, which cannot be bound ({reason})"
@@ -154,8 +159,9 @@ class Endpoint(StoppableWorker):
         self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
         monitors = [monitor.socket for monitor in self._monitors()]
         keeper = [] if self.gatekeeper is None else [self.gatekeeper.socket]
-        for socket in (self._manage, self.publisher.socket, *monitors, *keeper):
+        for socket in (self._manage, *monitors, *keeper):
             self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self.publisher.door.fileno(), zmq.POLLIN)
         self._reading = False
 
     def start(self) -> None:
@@ -182,8 +188,7 @@ class Endpoint(StoppableWorker):
             self._leftovers = self.publisher.leftovers()
         for name, count in self._leftovers:
             logger.warning("%d messages for %s remain undelivered", count, name)
-        # What was sent a moment ago is still in ZeroMQ's pipes.
-        self._linger_ms = max(200, int((deadline - self._clock()) * 1000))
+        self._linger_secs = LINGER_SECS
         return sum(count for _, count in self._leftovers)
 
     def stop(self) -> None:
@@ -193,7 +198,7 @@ class Endpoint(StoppableWorker):
 
     def close(self) -> None:
         """Give everything back; after the loop has ended."""
-        self._close_sockets(self._linger_ms)
+        self._close_sockets(self._linger_secs)
         if self.gatekeeper is not None:
             self.gatekeeper.close()
         self._context.term()
@@ -226,8 +231,8 @@ class Endpoint(StoppableWorker):
             self._keep_keys(self.gatekeeper, asked=self.gatekeeper.socket in ready)
         if self._manage in ready:
             self._serve_requests()
-        if self.publisher.socket in ready:
-            self.publisher.admit()
+        if self.publisher.door.fileno() in ready:
+            self.publisher.door.serve()
         for monitor in self._monitors():
             if monitor.socket in ready:
                 monitor.take()
@@ -261,7 +266,7 @@ class Endpoint(StoppableWorker):
         due = self.publisher.due(now)
         if self._pace.until:
             due = min(due, self._pace.until)
-        if len(self.manager):
+        if len(self.manager) or self.publisher.door.busy:
             due = min(due, self._next_housekeeping)
         if self._last_read_until is not None:
             due = min(due, self._last_read_until, self._quiet_until)
@@ -335,6 +340,7 @@ class Endpoint(StoppableWorker):
         if now < self._next_housekeeping:
             return
         self._next_housekeeping = now + HOUSEKEEPING_SECS
+        self.publisher.keep_house(now)
         for p2p in self.publisher.expired(now, self._config.grace):
             self.manager.end(p2p, f"it has been away for more than {self._config.grace:.0f} s")
         for p2p in self.publisher.overfull():
@@ -347,11 +353,17 @@ class Endpoint(StoppableWorker):
         size = self._config.max_message_size
         doors: dict[str, Callable[[str], object]] = {
             "manage": self._bind_manage,
-            "pub": lambda address: self.publisher.bind(self._context, address),
+            "pub": lambda _: self.publisher.door.bind(self._host(), self._config.pub),
         }
         if not self._read_out.is_set():
             doors["sub"] = lambda address: self.receiver.bind(self._context, address, size)
         return doors
+
+    def _host(self) -> str:
+        return addresses_of(self._config.host)[0]
+
+    def _new_session(self, host: str) -> Session:
+        return self.gatekeeper.new_session(host) if self.gatekeeper else Session(Null())
 
     def _monitors(self) -> list[Monitor]:
         found = (self._manage_monitor, self.receiver.monitor)
@@ -390,10 +402,10 @@ class Endpoint(StoppableWorker):
             self._manage.close(0)
         self._manage = self._manage_monitor = None
 
-    def _close_sockets(self, linger_ms: int = 0) -> None:
+    def _close_sockets(self, linger_secs: float = 0.0) -> None:
         self._close_manage()
         self.receiver.close()
-        self.publisher.close(linger_ms)
+        self.publisher.close(linger_secs)
 
     def _report_to(self, report: PluginReport) -> None:
         """Offer what is to be seen of the endpoint from outside."""
@@ -405,11 +417,6 @@ class Endpoint(StoppableWorker):
             "sent_again",
             "Messages sent once more, since a subscriber's connection had broken.",
             lambda: publisher.sent_again,
-        )
-        report.counter(
-            "possibly_lost",
-            "Messages that were too large to be kept until a subscriber surely had them.",
-            lambda: publisher.uncovered,
         )
         report.counter(
             "refused_subscriptions",

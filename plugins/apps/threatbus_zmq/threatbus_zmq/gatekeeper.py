@@ -1,22 +1,25 @@
-"""Who gets in: CURVE on the three sockets, and the answers to ZeroMQ's question whether a key may.
+"""Who gets in: CURVE at the three doors, and whether a key may.
 
-ZeroMQ asks over a socket inside the process (ZAP, rfc.zeromq.org/spec/27), once per connection. The
-endpoint's loop answers. From then on each frame bears the public key of its sender as User-Id.
+At manage and sub, ZeroMQ asks over a socket inside the process (ZAP, rfc.zeromq.org/spec/27), once
+per connection. The endpoint's loop answers. From then on each frame bears the public key of its
+sender as User-Id. At pub the session of each connection asks.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import zmq
-import zmq.utils.z85
+from zmq.utils import z85
 
 from threatbus.logger import RateLimited
 from threatbus_zmq.config import CurveConfig
 from threatbus_zmq.keyring import Client, KeyRing
+from threatbus_zmq.zmtp import Session
 
 logger = logging.getLogger("threatbus.zmq.keys")
 
@@ -39,7 +42,10 @@ class Gatekeeper:
         config: CurveConfig,
         clock: Callable[[], float],
     ) -> None:
+        from threatbus_zmq.curve import Curve  # noqa: PLC0415 (10 ms: only who asks for keys pays)
+
         self._secret_key = config.secret_key.encode()
+        self._curve = partial(Curve, z85.decode(self._secret_key))
         self.public_key = zmq.curve_public(self._secret_key).decode()
         self.ring = KeyRing(Path(config.clients), clock)
         self._log = RateLimited(logger)
@@ -50,7 +56,7 @@ class Gatekeeper:
         self.socket.bind(_ZAP)
 
     def guard(self, socket: zmq.Socket[bytes], door: str) -> None:
-        """Have `socket`, which is yet to be bound, ask for keys; `door` is manage, pub or sub."""
+        """Have `socket`, which is yet to be bound, ask for keys; `door` is manage or sub."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._secret_key)
         socket.setsockopt(zmq.ZAP_DOMAIN, door.encode())
@@ -66,19 +72,8 @@ class Gatekeeper:
                 )
             except zmq.Again:
                 return
-            key = zmq.utils.z85.encode(credentials[0]).decode() if mechanism == b"CURVE" else ""
-            why = self._objection(key, domain.decode())
-            if why:
-                self.refused += 1
-                host = address.decode(errors="replace")
-                self._log.log(
-                    (host, key),
-                    logging.WARNING,
-                    "%s at %s is refused: %s",
-                    host,
-                    domain.decode(),
-                    why,
-                )
+            key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" else ""
+            why = self.objection(key, domain.decode(), address.decode(errors="replace"))
             status = (b"400", why.encode(), b"") if why else (b"200", b"", key.encode())
             self.socket.send_multipart([b"1.0", number, *status, b""])
 
@@ -86,20 +81,28 @@ class Gatekeeper:
         """Give the client that sent a frame; None if its key is no longer on the ring."""
         return self.ring.get(user_of(frame))
 
+    def objection(self, key: str, door: str, host: str) -> str:
+        """Say why the owner of `key` does not get in by `door`, and log it; empty if it does."""
+        client = self.ring.find(key)
+        if client is None:
+            why = f"its key {key} is not authorised"
+        elif door == "pub" and not client.reads:
+            why = f"{client.name} may not read"
+        elif door == "sub" and not client.writes:
+            why = f"{client.name} may not write"
+        else:
+            return ""
+        self.refused += 1
+        self._log.log((host, key), logging.WARNING, "%s at %s is refused: %s", host, door, why)
+        return why
+
+    def new_session(self, host: str) -> Session:
+        """Give a session of the pub door that asks its peer at `host` for a key."""
+        return Session(self._curve(lambda key: self.objection(key, "pub", host)))
+
     def close(self) -> None:
         """Close the socket."""
         self.socket.close(0)
-
-    def _objection(self, key: str, door: str) -> str:
-        """Say why the owner of `key` does not get in by `door`; empty if it does."""
-        client = self.ring.find(key)
-        if client is None:
-            return f"its key {key} is not authorised"
-        if door == "pub" and not client.reads:
-            return f"{client.name} may not read"
-        if door == "sub" and not client.writes:
-            return f"{client.name} may not write"
-        return ""
 
 
 def user_of(frame: zmq.Frame) -> str:

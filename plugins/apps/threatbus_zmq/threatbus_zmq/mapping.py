@@ -93,16 +93,15 @@ def new_p2p_topic() -> str:
     return "".join(secrets.choice(string.ascii_lowercase) for _ in range(P2P_LENGTH))
 
 
-class Heads(dict[str, bytes]):
-    """What a frame to one point-to-point topic begins with, by message topic; JSON follows."""
-
-    def __init__(self, p2p: str) -> None:
-        super().__init__({topic: f"{p2p}{kind} ".encode() for topic, kind in TYPE_OF_TOPIC.items()})
-        self._p2p = p2p
+class _Kinds(dict[str, bytes]):
+    """What stands between P2P topic and JSON in a frame, by message topic: type and blank."""
 
     def __missing__(self, topic: str) -> bytes:
-        """Give the head for a topic that only a foreign backbone can bring: its last part."""
-        return f"{self._p2p}{topic.rpartition('/')[2]} ".encode()
+        """Give it for a topic that only a foreign backbone can bring: its last part."""
+        return f"{topic.rpartition('/')[2]} ".encode()
+
+
+KINDS: Final = _Kinds({topic: f"{kind} ".encode() for topic, kind in TYPE_OF_TOPIC.items()})
 
 
 def written_topic(message: Message) -> str:

@@ -1,9 +1,9 @@
-"""Delivery: from the outqs to the XPUB socket, so that nothing is lost on the way.
+"""Delivery: from the outqs to the SUBs, so that nothing is lost on the way.
 
-XPUB tells when an app's SUB for its point-to-point topic has arrived and when it is gone; until
-then the outq waits. Sends do not block: a full pipe says so, and only its subscriber waits. What
-was last handed to the socket is remembered and sent again when the SUB returns, since what was
-in pipe and kernel buffers when a connection broke is lost.
+The door tells when an app's SUB for its point-to-point topic has arrived and when it is gone; until
+then the outq waits. Sends do not block: when a connection takes no more, only its subscriber waits.
+What was last sent is remembered and sent again when the SUB returns, since what was in kernel
+buffers when a connection broke is lost.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-import zmq
-import zmq.backend
-
+from threatbus.messages import Message
 from threatbus.observe.report import ReaderState
 from threatbus.queues import MessageQueue, size_of
 from threatbus_zmq import mapping
-from threatbus_zmq.admission import MAX_UPSTREAM_BYTES, Admission
-from threatbus_zmq.connections import Connection
 from threatbus_zmq.delivery import Delivery
-from threatbus_zmq.gatekeeper import Gatekeeper
-from threatbus_zmq.pipes import SEND_BUFFER_BYTES, SEND_MARK, Outflow
+from threatbus_zmq.door import Door
+from threatbus_zmq.link import Link
+from threatbus_zmq.zmtp import Change, Frames, Session
 
 logger = logging.getLogger("threatbus.zmq.publisher")
 
@@ -34,13 +31,19 @@ BATCH: Final = 500
 TURN: Final = 10_000
 #: Seconds that a SUB which names a type, too, is given to name further ones.
 SETTLE_SECS: Final = 0.2
+#: Seconds that a connection which takes nothing is waited for when there is a newer one.
+HALF_OPEN_SECS: Final = 2.0
+#: Prefixes that SUBs of one subscriber may name.
+MAX_PREFIXES: Final = 16
+#: Bytes of prefixes without an issued topic that one connection may name.
+MAX_STRAY_BYTES: Final = 64 * 1024
 #: Messages that may wait in all outqs together. Many of them share one message, but each has a
 #: slot of 8 bytes for it, which the bounds of the single outq do not see.
 MAX_WAITING: Final = 50_000_000
 
 
 class Publisher:
-    """The XPUB socket's side of all subscriptions.
+    """The sending side of all subscriptions.
 
     Everything but `_ready` belongs to the endpoint's loop. An outq that gets its first message
     notes its delivery there from whichever thread put it, and calls `wake`.
@@ -51,62 +54,32 @@ class Publisher:
         make_outq: Callable[..., MessageQueue],
         wake: Callable[[], None],
         overflowed: Callable[[str], None],
+        new_session: Callable[[str], Session],
         clock: Callable[[], float] = time.monotonic,
-        gatekeeper: Gatekeeper | None = None,
     ) -> None:
-        self._gatekeeper = gatekeeper
         self._make_outq = make_outq
         self._wake = wake
         self._overflowed = overflowed
         self._clock = clock
         self._deliveries: dict[str, Delivery] = {}
-        self._admission = Admission(self._deliveries, self._arrived, self._departed)
+        #: Where SUBs connect.
+        self.door = Door(new_session, self._on_change, self._on_room, self._on_end, clock)
         # Deliveries whose outq got something; appended to from any thread (a deque allows it).
         self._ready: deque[Delivery] = deque()
-        # Deliveries with something to send that are connected.
+        # Deliveries with something to send that can be sent to.
         self._active: dict[str, Delivery] = {}
         # Those of them whose turn is still to come in this round.
         self._round: deque[Delivery] = deque()
-        self.socket: zmq.Socket[bytes] | None = None
-        self._send: Callable[..., object] = _not_connected
-        # Messages sent again after a reconnect, and those possibly lost at one; of all subscribers.
+        # What was last sent, as frames: subscribers that keep up get the same batches.
+        self._last_sent: list[Message] = []
+        self._last_frames = Frames((), ())
+        # SUBs that named no issued topic, and messages sent again after a reconnect; of all.
+        self.refused = 0
         self.sent_again = 0
-        self.uncovered = 0
 
-    def bind(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
-        """Open the socket at `address`; raises `zmq.ZMQError`."""
-        socket = context.socket(zmq.XPUB)
-        try:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.XPUB_MANUAL, 1)
-            socket.setsockopt(zmq.XPUB_NODROP, 1)
-            socket.setsockopt(zmq.SNDHWM, SEND_MARK)
-            socket.setsockopt(zmq.SNDBUF, SEND_BUFFER_BYTES)
-            socket.setsockopt(zmq.MAXMSGSIZE, MAX_UPSTREAM_BYTES)
-            _find_vanished_peers(socket)
-            if self._gatekeeper is not None:
-                self._gatekeeper.guard(socket, "pub")
-            socket.bind(address)
-        except zmq.ZMQError:
-            socket.close(0)
-            raise
-        self.socket = socket
-        self._admission.open(socket)
-        # The backend's own method: pyzmq's wrapper around it costs as much as the call itself.
-        self._send = zmq.backend.Socket.send.__get__(socket)
-        return socket
-
-    def close(self, linger_ms: int = 0) -> None:
-        """Close the socket; what is in its pipes has `linger_ms` to leave. Idempotent."""
-        if self.socket is None:
-            return
-        self.socket.close(linger_ms)
-        self.socket = None
-        self._send = _not_connected
-        self._admission.close()
-        for delivery in self._deliveries.values():
-            delivery.subscribed.clear()
-            delivery.last_sign = self._clock()
+    def close(self, linger_secs: float = 0.0) -> None:
+        """Close the door; what has been sent has `linger_secs` to arrive. Idempotent."""
+        self.door.close(linger_secs)
         self._active.clear()
         self._round.clear()
 
@@ -138,19 +111,10 @@ class Publisher:
     def cut_off(self, p2p: str) -> None:
         """Break the connections of the SUBs for `p2p`."""
         delivery = self._deliveries.get(p2p)
-        if delivery is not None:
-            delivery.cut_off()
+        for link in list(delivery.links) if delivery is not None else ():
+            self.door.cut_off(link)
 
     # What the loop calls.
-
-    @property
-    def refused(self) -> int:
-        """How many SUBs were not admitted, since they named no topic that was issued."""
-        return self._admission.refused
-
-    def admit(self) -> None:
-        """Let in the SUBs that have come, and note which are gone."""
-        self._admission.read()
 
     def flush(self) -> bool:
         """Give each subscriber that has something to get, and can, one batch.
@@ -167,8 +131,10 @@ class Publisher:
         budget = TURN
         while self._round and budget > 0:
             delivery = self._round.popleft()
-            if delivery.retry_at <= now and delivery.p2p in self._active:
+            if delivery.settled_at <= now and delivery.p2p in self._active:
                 budget -= self._send_batch(delivery, now)
+        if not self._round:
+            self._last_sent, self._last_frames = [], Frames((), ())
         return not self._round
 
     def due(self, now: float) -> float:
@@ -177,7 +143,7 @@ class Publisher:
             return now
         if not self._active:
             return math.inf
-        return max(now, min(delivery.retry_at for delivery in self._active.values()))
+        return max(now, min(delivery.settled_at for delivery in self._active.values()))
 
     def expired(self, now: float, grace: float) -> list[str]:
         """Give the topics of subscribers that have been away for more than `grace` seconds."""
@@ -208,16 +174,29 @@ class Publisher:
         now = self._clock()
         found = {}
         for each in list(self._deliveries.values()):
-            found[each.name] = ReaderState(each.connected, round(each.idle(now), 1), each.waiting)
+            found[each.name] = ReaderState(
+                each.connected, round(each.idle(now), 1), each.undelivered
+            )
         return found
 
     def is_drained(self) -> bool:
         """Say whether nothing waits for a subscriber that is connected."""
-        return not any(d.connected and d.waiting for d in self._deliveries.values())
+        return not any(d.connected and (d.waiting or d.blocked) for d in self._deliveries.values())
 
     def leftovers(self) -> list[tuple[str, int]]:
-        """Give name and number of waiting messages of each subscriber that has some."""
-        return [(d.name, d.waiting) for d in self._deliveries.values() if d.waiting]
+        """Give name and number of undelivered messages of each subscriber that has some."""
+        counts = ((d.name, d.undelivered) for d in self._deliveries.values())
+        return [(name, count) for name, count in counts if count]
+
+    def keep_house(self, now: float) -> None:
+        """Look after connections that are of no use any more."""
+        self.door.keep_house(now)
+        for delivery in self._deliveries.values():
+            # The peer of an old one may have vanished, and the new one must not wait until that is
+            # certain.
+            for link in delivery.links[:-1]:
+                if link.blocked_since is not None and now - link.blocked_since > HALF_OPEN_SECS:
+                    self.door.cut_off(link, "it takes nothing, and there is a newer connection")
 
     # Inside.
 
@@ -231,110 +210,125 @@ class Publisher:
             self._activate(self._ready.popleft())
 
     def _activate(self, delivery: Delivery) -> None:
-        if delivery.connected and delivery.p2p in self._deliveries:
+        if delivery.p2p in self._deliveries and delivery.connected and not delivery.blocked:
             self._active[delivery.p2p] = delivery
 
-    def _arrived(self, delivery: Delivery, prefix: bytes, source: Connection | None) -> None:
-        """Begin, or begin again, to deliver to a SUB that was let in."""
-        first = not delivery.connected
-        again = any(prefix == other for other, _ in delivery.subscribed)
-        delivery.subscribed.append((prefix, source))
+    # What the door tells.
+
+    def _on_change(self, link: Link, change: Change) -> None:
+        """Begin, or end, to deliver over `link` what begins with a prefix."""
+        p2p = change.prefix[: mapping.P2P_LENGTH].decode("latin-1")
+        suffix = change.prefix[mapping.P2P_LENGTH :]
+        delivery = self._deliveries.get(p2p)
+        if delivery is not None and delivery.key != link.session.key:
+            logger.warning("a SUB of another client names the topic of %s", delivery.name)
+            delivery = None
+        if delivery is None:
+            if change.wanted:
+                self._refuse(link, change.prefix)
+        elif change.wanted:
+            self._on_arrival(delivery, link, suffix)
+        elif suffix in link.wanted.get(p2p, ()):
+            link.wanted[p2p].remove(suffix)
+            if not link.wanted[p2p]:
+                del link.wanted[p2p]
+                self._departed(delivery, link)
+
+    def _refuse(self, link: Link, prefix: bytes) -> None:
+        logger.debug("a SUB that names no issued topic is not admitted")
+        self.refused += 1
+        link.stray_bytes += len(prefix) + 1
+        if link.stray_bytes > MAX_STRAY_BYTES:
+            self.door.cut_off(link, "it names topics without end that the bus has not issued")
+
+    def _on_arrival(self, delivery: Delivery, link: Link, suffix: bytes) -> None:
+        p2p = delivery.p2p
+        if suffix in link.wanted.get(p2p, ()):
+            # The same SUB says it once more; when it goes, this is reported once.
+            return
+        others = [each.wanted[p2p] for each in delivery.links]
+        if sum(map(len, others)) >= MAX_PREFIXES:
+            self._refuse(link, delivery.topic + suffix)
+            return
+        first, again = not others, any(suffix in wanted for wanted in others)
+        link.wanted.setdefault(p2p, set()).add(suffix)
+        if link not in delivery.links:
+            delivery.links.append(link)
         delivery.last_sign = self._clock()
         if (first or again) and delivery.was_connected:
             self._send_again(delivery)
         elif first:
             logger.debug("%s is connected", delivery.name)
         delivery.was_connected = True
-        delivery.outflow = Outflow()
         # Who names one type may name another with its next frame; what comes in between would
         # be filtered away.
-        whole = len(prefix) == mapping.P2P_LENGTH
-        delivery.retry_at = 0.0 if whole else self._clock() + SETTLE_SECS
+        delivery.settled_at = self._clock() + SETTLE_SECS if suffix else 0.0
         if delivery.waiting:
             self._activate(delivery)
 
-    def _departed(self, delivery: Delivery, prefix: bytes, source: Connection | None) -> None:
-        """Note that a SUB has unsubscribed, or, if `source` is None, that its connection ended."""
-        delivery.unsubscribed(prefix, source)
+    def _on_room(self, link: Link) -> None:
+        for p2p in link.wanted:
+            if (delivery := self._deliveries.get(p2p)) is not None and delivery.waiting:
+                self._activate(delivery)
+
+    def _on_end(self, link: Link) -> None:
+        for p2p in link.wanted:
+            if (delivery := self._deliveries.get(p2p)) is not None:
+                self._departed(delivery, link)
+
+    def _departed(self, delivery: Delivery, link: Link) -> None:
+        """Note that a SUB has unsubscribed, or that its connection has ended."""
+        delivery.links.remove(link)
         delivery.last_sign = self._clock()
         if not delivery.connected:
             self._active.pop(delivery.p2p, None)
             logger.info("%s has disconnected; %d messages wait", delivery.name, delivery.waiting)
+        elif delivery.waiting:
+            # Those that are left need no longer wait for it.
+            self._activate(delivery)
 
     def _send_again(self, delivery: Delivery) -> None:
         """Put what the broken connection may have lost in front of what waits."""
-        batches, uncovered = delivery.window.take_all()
+        batches = delivery.window.take_all()
         delivery.pending.extendleft(reversed(batches))
         count = sum(map(len, batches))
         delivery.sent_again += count
-        delivery.uncovered += uncovered
         self.sent_again += count
-        self.uncovered += uncovered
         logger.info("%s is back: %d messages are sent again", delivery.name, count)
-        if uncovered:
-            logger.error(
-                "up to %d messages may be lost to %s: they were too large to be kept until it "
-                "had them",
-                uncovered,
-                delivery.name,
-            )
+
+    # Sending.
 
     def _send_batch(self, delivery: Delivery, now: float) -> int:
-        """Send the next batch, or as much of it as the pipe takes; gives the number sent."""
+        """Send the next batch; gives the number of its messages."""
         pending = delivery.pending
         if pending:
-            batch = pending.popleft()
-            size = size_of(batch)
+            messages = pending.popleft()
+            size = size_of(messages)
         else:
-            batch, size = delivery.outq.get_sized(BATCH)
-        if not batch:
+            messages, size = delivery.outq.get_sized(BATCH)
+        if not messages:
             # The outq has been closed; the end of its subscription follows.
             self._active.pop(delivery.p2p, None)
             return 0
         # There until it is sent, so that nothing taken is forgotten whatever happens here.
-        pending.appendleft(batch)
-        if not delivery.outflow.admits(len(batch), size, (c for _, c in delivery.subscribed)):
-            delivery.stalls(now)
-            return 0
-        send, heads, nonblock = self._send, delivery.heads, zmq.NOBLOCK
-        sent, topic, head = 0, "", b""
-        try:
-            for message in batch:
-                if message.topic != topic:
-                    topic = message.topic
-                    head = heads[topic]
-                # Made one by one: the next frame finds the memory of the last still in the cache.
-                send(head + message.data, nonblock)
-                sent += 1
-        except zmq.Again:
-            delivery.stalls(now)
+        pending.appendleft(messages)
+        frames = self._framed(messages)
+        for link in delivery.links:
+            link.send(delivery.p2p, delivery.topic, frames, now)
         pending.popleft()
-        if sent < len(batch):
-            pending.appendleft(batch[sent:])
-            batch = batch[:sent]
-            size = size_of(batch)
-        if sent:
-            delivery.window.add(batch, size)
-            delivery.sent += sent
-            delivery.flows()
-        if not delivery.waiting:
+        count = len(messages)
+        delivery.sent += count
+        delivery.window.add(messages, size)
+        if delivery.blocked or not delivery.waiting:
             self._active.pop(delivery.p2p, None)
-        return sent
+        return count
 
-
-def _not_connected(*_: object) -> None:
-    raise zmq.Again
-
-
-def _find_vanished_peers(socket: zmq.Socket[bytes]) -> None:
-    """Have ZeroMQ and the kernel notice peers that vanished without closing.
-
-    The time-out is long, since a reader that pauses answers no ZMTP ping and must not be taken
-    for one that is gone.
-    """
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 15_000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 60_000)
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    def _framed(self, messages: list[Message]) -> Frames:
+        """Give `messages` as frames, made once for all subscribers that get the same."""
+        if messages != self._last_sent:
+            kinds = mapping.KINDS
+            self._last_frames = Frames(
+                [kinds[each.topic] for each in messages], [each.data for each in messages]
+            )
+            self._last_sent = messages.copy()
+        return self._last_frames

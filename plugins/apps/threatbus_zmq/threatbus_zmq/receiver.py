@@ -28,11 +28,14 @@ from threatbus_zmq.gatekeeper import Gatekeeper
 from threatbus_zmq.keyring import Client
 from threatbus_zmq.mapping import FrameReader, written_topic
 from threatbus_zmq.monitor import Monitor
-from threatbus_zmq.pipes import RECEIVE_MARK
 
 logger = logging.getLogger("threatbus.zmq.receiver")
 
 ORIGIN: Final = "zmq sub"
+#: Messages that ZeroMQ's pipe from one publisher may hold: few, since each may be as large as a
+#: frame can be, and TCP holds up the publisher as soon as it is full; with fewer still, the loop
+#: and ZeroMQ's threads wait for each other (measured beside the forwarder: 100 cost a quarter).
+RECEIVE_MARK: Final = 256
 #: Frames that one turn of the loop reads.
 BATCH: Final = 500
 #: Frames that are read between two looks at how large they are.
