@@ -7,7 +7,7 @@ error that is meant for that. Whatever else it raises is a finding.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,6 +87,36 @@ def _zmq_manage() -> Check:
         except BadRequest as error:
             _expect(error.status in ("error", "unknown request"), "a status that nobody knows")
             encode_reply(error.status, reason=error.reason)
+
+    return check
+
+
+def _zmq_pub() -> Check:
+    """What a subscriber sends is a subscription or ends its connection, however it is cut up."""
+    from threatbus_zmq.curve import Curve  # noqa: PLC0415
+    from threatbus_zmq.zmtp import BrokenProtocol, Change, Mechanism, Null, Session  # noqa: PLC0415
+
+    def changes(mechanism: Mechanism, pieces: Iterable[bytes]) -> tuple[list[Change], str, bytes]:
+        session = Session(mechanism)
+        found: list[Change] = []
+        answers = b""
+        reason = ""
+        try:
+            for piece in pieces:
+                found += session.receive(piece)
+                answers += session.take_replies()
+        except BrokenProtocol as error:
+            reason = str(error)
+            _expect_a_line(reason)
+        return found, reason, answers + session.take_replies()
+
+    def check(data: bytes) -> None:
+        singly = (data[at : at + 1] for at in range(min(len(data), 2000)))
+        whole = changes(Null(), [data[:2000]])
+        _expect(whole[1:] == changes(Null(), singly)[1:], "bytes that come singly read differently")
+        _expect(len(whole[2]) <= 200 + len(data), "the answers are longer than what is answered")
+        let_in = changes(Curve(bytes(range(32)), lambda _: ""), [data])[0]
+        _expect(not let_in, "a peer without a key is let in")
 
     return check
 
@@ -247,6 +277,7 @@ TARGETS: Final = {
         Target("border", _border),
         Target("zmq-sub", _zmq_sub),
         Target("zmq-manage", _zmq_manage),
+        Target("zmq-pub", _zmq_pub),
         Target("misp", _misp),
         Target("zeek-websocket", _zeek_websocket),
         Target("zeek-indicator", _zeek_indicator),

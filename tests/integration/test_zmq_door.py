@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import zmq
 from helpers.waiting import SOON, eventually
-from threatbus_zmq.door import ANSWER_SECS, EXHAUSTED_SECS, HANDSHAKE_SECS, SILENCE_SECS, Door
+from threatbus_zmq.door import (
+    ANSWER_SECS,
+    EXHAUSTED_SECS,
+    HANDSHAKE_SECS,
+    SILENCE_SECS,
+    Door,
+    _address_of,
+)
 
 from integration.zmq_helpers import App, Apps, ZmqBus, number_of, numbered
 
@@ -145,7 +152,7 @@ def test_a_socket_of_the_wrong_type_is_told_to_the_log(
     bus: ZmqBus, app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = app.socket(zmq.REQ, bus.address("pub"))
-    eventually(lambda: "a socket of type 'REQ' connects where a SUB should" in caplog.text)
+    eventually(lambda: "a socket of type REQ connects where a SUB should" in caplog.text)
     app.close_socket(wrong)
 
 
@@ -217,3 +224,24 @@ def test_a_subscriber_that_reads_at_the_end_gets_everything_before_the_bus_is_go
     bus.accepted(5000)
     bus.bus.stop()
     assert app.receive_until(4999) == list(range(5000))
+
+
+@pytest.mark.parametrize(
+    ("host", "found", "bound"),
+    [
+        ("localhost", ["::1", "127.0.0.1"], "127.0.0.1"),
+        ("::1", ["::1"], "::1"),
+        ("127.0.0.1", ["127.0.0.1"], "127.0.0.1"),
+    ],
+)
+def test_a_name_stands_for_the_address_that_the_other_doors_are_bound_to(
+    host: str, found: list[str], bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threatbus_zmq.door.addresses_of", lambda _: found)
+    assert _address_of(host) == bound
+
+
+def test_a_host_that_cannot_be_looked_up_cannot_be_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threatbus_zmq.door.addresses_of", lambda _: [])
+    with pytest.raises(OSError, match="No such device"):
+        _address_of("nobody.invalid")

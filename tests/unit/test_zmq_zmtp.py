@@ -86,6 +86,7 @@ def test_what_is_no_subscriber_is_named(kind: bytes) -> None:
         (b"\xff\0\0\0\0\0\0\0\x01\x00", "does not speak ZeroMQ"),
         (b"\xff\0\0\0\0\0\0\0\x01\x7f\x01", "older than version 4"),
         (GREETING.replace(b"NULL", b"PLAI"), "mechanism is PLAI, the bus's NULL"),
+        (GREETING.replace(b"NULL\0", b"\nBAD\xff"), r"mechanism is \\nBAD\\xff, "),
         (GREETING + b"\0\x01\x01", "before the handshake is over"),
         (GREETING + b"\x04\x06\x05HELLO", "something else than READY"),
         (GREETING + b"\x04\x00", "something else than READY"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import select
 import socket
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from threatbus.logger import RateLimited
+from threatbus.protected import addresses_of
 from threatbus_zmq.link import Ended, Link
 from threatbus_zmq.zmtp import Change, Session
 
@@ -81,14 +83,15 @@ class Door:
         return bool(self._links) or self._accept_at is not None
 
     def bind(self, host: str, port: int) -> None:
-        """Open the door at an address in numbers; raises `OSError`."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        """Open the door at an address, a name, an interface or ``*``; raises `OSError`."""
+        address = _address_of(host)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Inherited by the connections.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-            listener.bind((host, port))
+            listener.bind((address, port))
             listener.listen(BACKLOG)
             self._epoll = select.epoll()
             self._epoll.register(listener, select.EPOLLIN)
@@ -105,14 +108,15 @@ class Door:
 
     def serve(self) -> None:
         """Deal with who has come, has said something, has room, or is gone."""
-        if self._epoll is None:
+        epoll, listener = self._epoll, self._listener
+        if epoll is None or listener is None:
             return
-        for descriptor, events in self._epoll.poll(0, LINKS_PER_TURN):
+        for descriptor, events in epoll.poll(0, LINKS_PER_TURN):
             link = self._links.get(descriptor)
             if link is not None:
                 self._serve(link, events)
-            elif self._listener is not None and descriptor == self._listener.fileno():
-                self._accept(self._listener)
+            elif descriptor == listener.fileno():
+                self._accept(listener, epoll)
 
     def keep_house(self, now: float) -> None:
         """Look for peers that do not come to terms, or that give no sign of life."""
@@ -142,7 +146,10 @@ class Door:
         self._ended(link)
 
     def close(self, linger_secs: float = 0.0) -> None:
-        """Close it; what has been sent has `linger_secs` to arrive. Idempotent."""
+        """Close it and all connections; what has been sent has `linger_secs` to arrive. Idempotent.
+
+        `ended` is not called: whoever closes the door knows.
+        """
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -156,12 +163,11 @@ class Door:
             self._epoll = None
         for link in links.values():
             link.close()
-            self._ended(link)
         self._accept_at = None
 
     # Inside.
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, epoll: select.epoll) -> None:
         for _ in range(LINKS_PER_TURN):
             try:
                 tcp, address = listener.accept()
@@ -169,13 +175,13 @@ class Door:
                 return
             except OSError as error:
                 if error.errno in _NO_DESCRIPTOR:
-                    self._pause_accepting(listener, error)
+                    self._pause_accepting(listener, epoll, error)
                     return
                 # The peer has gone again.
                 continue
-            self._take_in(tcp, str(address[0]).partition("%")[0])
+            self._take_in(tcp, str(address[0]).partition("%")[0], epoll)
 
-    def _take_in(self, tcp: socket.socket, host: str) -> None:
+    def _take_in(self, tcp: socket.socket, host: str, epoll: select.epoll) -> None:
         tcp.setblocking(False)
         now = self._clock()
         with contextlib.suppress(OSError):
@@ -183,20 +189,26 @@ class Door:
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _find_vanished_peer(tcp)
         link = Link(tcp, host, self._new_session(host), now, self._watch_room)
+        try:
+            epoll.register(tcp, select.EPOLLIN)
+        except OSError as error:
+            # The kernel has a bound for what is watched, too.
+            self._log.log(error.errno, logging.ERROR, "a SUB cannot be served: %s", error.strerror)
+            tcp.close()
+            return
         self._links[tcp.fileno()] = link
-        if self._epoll is not None:
-            self._epoll.register(tcp, select.EPOLLIN)
         link.answer(now)
 
-    def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
+    def _pause_accepting(
+        self, listener: socket.socket, epoll: select.epoll, error: OSError
+    ) -> None:
         self._log.log(
             "descriptors",
             logging.ERROR,
             "no further SUB can connect for now: %s; allow the bus more descriptors (LimitNOFILE)",
             error.strerror,
         )
-        if self._epoll is not None:
-            self._epoll.modify(listener, 0)
+        epoll.modify(listener, 0)
         self._accept_at = self._clock() + EXHAUSTED_SECS
 
     def _serve(self, link: Link, events: int) -> None:
@@ -217,6 +229,14 @@ class Door:
         if self._epoll is not None:
             events = select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN
             self._epoll.modify(link.tcp, events)
+
+
+def _address_of(host: str) -> str:
+    """Give the address that ZeroMQ would bind for `host`: IPv6 only if it is written so."""
+    for address in addresses_of(host):
+        if (":" in address) == (":" in host):
+            return address
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
 def _wait_for_ends(

@@ -23,7 +23,6 @@ from threatbus.hookspecs import SubscribeCallback, UnsubscribeCallback
 from threatbus.intake import Intake
 from threatbus.logger import RateLimited
 from threatbus.observe.report import PluginReport
-from threatbus.protected import addresses_of
 from threatbus.services import Services
 from threatbus.wakeup import Wakeup
 from threatbus.workers import StoppableWorker
@@ -353,14 +352,11 @@ class Endpoint(StoppableWorker):
         size = self._config.max_message_size
         doors: dict[str, Callable[[str], object]] = {
             "manage": self._bind_manage,
-            "pub": lambda _: self.publisher.door.bind(self._host(), self._config.pub),
+            "pub": lambda _: self.publisher.door.bind(self._config.host, self._config.pub),
         }
         if not self._read_out.is_set():
             doors["sub"] = lambda address: self.receiver.bind(self._context, address, size)
         return doors
-
-    def _host(self) -> str:
-        return addresses_of(self._config.host)[0]
 
     def _new_session(self, host: str) -> Session:
         return self.gatekeeper.new_session(host) if self.gatekeeper else Session(Null())

@@ -80,6 +80,9 @@ class Publisher:
     def close(self, linger_secs: float = 0.0) -> None:
         """Close the door; what has been sent has `linger_secs` to arrive. Idempotent."""
         self.door.close(linger_secs)
+        for delivery in self._deliveries.values():
+            delivery.links.clear()
+            delivery.last_sign = self._clock()
         self._active.clear()
         self._round.clear()
 
@@ -105,8 +108,10 @@ class Publisher:
 
     def remove(self, p2p: str) -> None:
         """Deliver to `p2p` no more; its SUB, if it is there, hears nothing from now on."""
-        self._deliveries.pop(p2p, None)
+        delivery = self._deliveries.pop(p2p, None)
         self._active.pop(p2p, None)
+        for link in delivery.links if delivery is not None else ():
+            del link.wanted[p2p]
 
     def cut_off(self, p2p: str) -> None:
         """Break the connections of the SUBs for `p2p`."""

@@ -162,8 +162,7 @@ def check_metadata(data: bytes) -> None:
     """Raise `BrokenProtocol` if what the peer says of itself is no subscriber's."""
     kind = _properties(data).get(b"socket-type", b"")
     if kind not in _SUBSCRIBERS:
-        shown = kind.decode("ascii", "backslashreplace")[:20]
-        raise BrokenProtocol(f"a socket of type {shown!r} connects where a SUB should")
+        raise BrokenProtocol(f"a socket of type {_shown(kind)} connects where a SUB should")
 
 
 def _properties(data: bytes) -> dict[bytes, bytes]:
@@ -296,7 +295,7 @@ class Session:
             return False
         name = bytes(received[_MECHANISM]).rstrip(b"\0")
         if name != mechanism.name:
-            theirs, ours = name.decode("ascii", "backslashreplace"), mechanism.name.decode()
+            theirs, ours = _shown(name), mechanism.name.decode()
             raise BrokenProtocol(f"its security mechanism is {theirs}, the bus's {ours}")
         del received[:GREETING_BYTES]
         self._greeted = True
@@ -337,6 +336,11 @@ def _greeting(mechanism: Mechanism) -> bytes:
     named = mechanism.name.ljust(_MECHANISM.stop - _MECHANISM.start, b"\0")
     known = _SIGNATURE + _VERSION + named + bytes((mechanism.as_server,))
     return known.ljust(GREETING_BYTES, b"\0")
+
+
+def _shown(name: bytes) -> str:
+    """Give what a peer calls something as it may stand in a log: letters, and not many."""
+    return repr(name[:20])[2:-1]
 
 
 def _change_of_message(body: bytes) -> Change:
