@@ -567,7 +567,7 @@ def test_a_loop_that_crashes_starts_again_and_nothing_queued_is_lost(
     assert late.heartbeat() == "success"
 
 
-def test_an_error_while_a_batch_is_sent_loses_none_of_it(
+def test_an_error_when_a_batch_is_to_be_sent_loses_none_of_it(
     bus: ZmqBus, app: App, publisher: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app.subscribe("stix2")
@@ -576,9 +576,9 @@ def test_an_error_while_a_batch_is_sent_loses_none_of_it(
     send, calls = Link.send, itertools.count()
 
     def broken(*arguments: Any) -> None:
-        send(*arguments)
         if next(calls) == 0:
             raise RuntimeError("a bug")
+        send(*arguments)
 
     monkeypatch.setattr(Link, "send", broken)
     app.connect()
