@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -12,15 +13,19 @@ import pytest
 import zmq
 from helpers.waiting import SOON, eventually
 from threatbus_zmq.door import (
-    ANSWER_SECS,
     EXHAUSTED_SECS,
+    GONE_SECS,
     HANDSHAKE_SECS,
-    SILENCE_SECS,
+    LOOK_SECS,
     Door,
     _address_of,
 )
+from threatbus_zmq.publisher import MAX_LINKS
+from threatbus_zmq.tcpinfo import TcpInfo, tcp_info
+from threatbus_zmq.zmtp import Change
 
 from integration.zmq_helpers import App, Apps, ZmqBus, number_of, numbered
+from threatbus.errors import InvalidConfig
 
 #: The greeting of a peer that speaks ZMTP 3.0, as libzmq 4.0 to 4.2 do; and its READY.
 GREETING_3_0 = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -32,8 +37,8 @@ READY_BYTES = 28
 class RawSub:
     """A SUB without ZeroMQ, which says what a test wants it to."""
 
-    def __init__(self, port: int) -> None:
-        self.tcp = socket.create_connection(("127.0.0.1", port), timeout=SOON)
+    def __init__(self, port: int, tcp: socket.socket | None = None) -> None:
+        self.tcp = tcp or socket.create_connection(("127.0.0.1", port), timeout=SOON)
 
     def read(self, count: int) -> bytes:
         """Read so many bytes; fewer if the connection ends."""
@@ -119,20 +124,38 @@ def test_heartbeats_of_an_app_are_answered(bus: ZmqBus, app: App, publisher: App
     assert number_of(sub.recv()) == 0
 
 
-def test_a_silent_subscriber_is_asked_for_a_sign_of_life_and_let_go_without_one(
-    bus: ZmqBus, app: App, raw: RawSub
+def test_a_subscriber_whose_machine_answers_stays_however_silent_it_is(
+    bus: ZmqBus, app: App, publisher: App
 ) -> None:
     app.subscribe("stix2").connect().connected()
+    for _ in range(3):
+        bus.time_passes(GONE_SECS)
+    publisher.publish_numbered(0, 1)
+    assert number_of(app.receive()) == 0
+
+
+def test_a_subscriber_whose_machine_does_not_answer_is_let_go(
+    bus: ZmqBus, app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.subscribe("stix2").connect().connected()
+    silent = TcpInfo(GONE_SECS + 1, 0)
+    monkeypatch.setattr("threatbus_zmq.door.tcp_info", lambda _: silent)
+    bus.time_passes(LOOK_SECS + 1)
+    eventually(lambda: "is cut off: its machine does not answer" in caplog.text)
+
+
+def test_the_kernel_tells_of_a_connection_how_long_it_is_silent_and_what_it_takes(
+    bus: ZmqBus, raw: RawSub
+) -> None:
     raw.come_to_terms()
-    eventually(lambda: links(bus) == 2)
-    bus.time_passes(SILENCE_SECS + 1)
-    assert raw.frame() == (4, b"\x04PING\0\0")
-    # The other has answered its ping, as ZeroMQ does by itself.
-    door = bus.endpoint.publisher.door
-    eventually(lambda: sum(each.pinged_at is not None for each in door._links.values()) == 1)
-    bus.time_passes(ANSWER_SECS + 1)
-    assert raw.is_ended()
-    assert app.delivery().connected
+    (link,) = bus.endpoint.publisher.door._links.values()
+    eventually(lambda: 0.2 < tcp_info(link.tcp).silent_secs < 5)
+    raw.tcp.sendall(b"\x04\x05\x04PONG")
+    eventually(lambda: tcp_info(link.tcp).silent_secs < 0.2)
+    assert 10_000 < tcp_info(link.tcp).window < 64 * 1024 * 1024
+    raw.tcp.close()
+    eventually(lambda: links(bus) == 0)
+    assert tcp_info(link.tcp) == TcpInfo(0, 0)
 
 
 def test_who_does_not_come_to_terms_in_time_is_let_go(
@@ -164,18 +187,101 @@ def test_a_peer_whose_zeromq_is_too_old_is_told_to_the_log(
     assert "its ZeroMQ is older than version 4" in caplog.text
 
 
-def test_answers_that_nobody_reads_end_the_connection_and_take_no_memory(
-    bus: ZmqBus, raw: RawSub
+def test_answers_that_nobody_reads_take_no_memory(bus: ZmqBus) -> None:
+    with socket.socket() as tcp:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        tcp.connect(("127.0.0.1", bus.pub))
+        raw = RawSub(bus.pub, tcp)
+        raw.come_to_terms()
+        (link,) = bus.endpoint.publisher.door._links.values()
+        link.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+        ping = b"\x04\x17\x04PING\0\0" + b"x" * 16
+
+        def goes_on() -> bool:
+            # With buffers this small, the kernels at both ends come to a halt themselves.
+            with contextlib.suppress(BlockingIOError):
+                raw.tcp.send(ping * 1000, socket.MSG_DONTWAIT)
+            return link.blocked
+
+        eventually(goes_on)
+        for _ in range(200):
+            goes_on()
+        assert sum(len(piece.data) for piece in link._unsent) < 100
+
+
+def test_a_paused_reader_with_heartbeats_keeps_its_connection(
+    bus: ZmqBus, app: App, publisher: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.subscribe("stix2")
+    app.sub = app.socket(zmq.SUB, RCVHWM=10, HEARTBEAT_IVL=5, HEARTBEAT_TIMEOUT=600_000)
+    app.sub.setsockopt(zmq.SUBSCRIBE, app.p2p.encode())
+    app.sub.connect(bus.address("pub"))
+    app.connected()
+    publisher.publish_numbered(0, 30_000)
+    bus.accepted(30_000)
+    app.stalled()
+    (link,) = app.delivery().links
+    pings, receive = itertools.count(), link.session.receive
+
+    def counted(data: bytes) -> Iterator[Change]:
+        next(pings)
+        return receive(data)
+
+    monkeypatch.setattr(link.session, "receive", counted)
+    eventually(lambda: next(pings) > 300, what="it goes on sending pings")
+    assert app.receive_until(29_999) == list(range(30_000))
+    assert link.open
+
+
+def test_what_is_under_way_is_remembered_however_large_the_apps_buffer_is(
+    bus: ZmqBus, app: App, publisher: App
+) -> None:
+    app.subscribe("stix2")
+    with socket.socket() as tcp:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024 * 1024)
+        tcp.connect(("127.0.0.1", bus.pub))
+        raw = RawSub(bus.pub, tcp)
+        raw.come_to_terms()
+        raw.subscribe(app.p2p.encode())
+        app.connected()
+        (link,) = app.delivery().links
+        publisher.publish_numbered(0, 1)
+        for part in range(4):
+            publisher.publish_numbered(1 + part * 10_000, 10_000)
+        bus.accepted(40_001)
+        eventually(lambda: app.delivery().sent == 40_001 or link.blocked)
+    # It had nothing of it.
+    app.connect()
+    assert app.receive_until(40_000, timeout=60) == list(range(40_001))
+
+
+def test_connections_that_are_dead_keep_no_new_one_from_its_messages(
+    bus: ZmqBus, app: App, publisher: App
+) -> None:
+    app.subscribe("stix2")
+    dead = [RawSub(bus.pub) for _ in range(20)]
+    for each in dead:
+        each.come_to_terms()
+        each.subscribe(app.p2p.encode())
+    app.connect()
+    eventually(lambda: links(bus) <= MAX_LINKS)
+    for each in dead:
+        each.tcp.close()
+    publisher.publish_numbered(0, 10)
+    assert app.receive_until(9) == list(range(10))
+
+
+def test_a_sub_that_lives_long_leaves_nothing_of_its_ended_subscriptions(
+    bus: ZmqBus, app: App, raw: RawSub
 ) -> None:
     raw.come_to_terms()
-    ping = b"\x04\x17\x04PING\0\0" + b"x" * 16
-
-    def goes_on() -> bool:
-        with contextlib.suppress(OSError):
-            raw.tcp.sendall(ping * 20_000)
-        return links(bus) == 0
-
-    eventually(goes_on)
+    for _ in range(20):
+        app.subscribe("stix2")
+        raw.subscribe(app.p2p.encode())
+        app.connected()
+        app.ask(action="unsubscribe", topic=app.p2p)
+    (link,) = bus.endpoint.publisher.door._links.values()
+    assert link.wanted == {}
 
 
 def test_when_no_descriptor_is_left_the_door_waits_and_says_so(
@@ -245,3 +351,12 @@ def test_a_host_that_cannot_be_looked_up_cannot_be_bound(monkeypatch: pytest.Mon
     monkeypatch.setattr("threatbus_zmq.door.addresses_of", lambda _: [])
     with pytest.raises(OSError, match="No such device"):
         _address_of("nobody.invalid")
+
+
+def test_a_host_that_nobody_knows_stops_the_start_and_is_named_for_each_door(
+    zmq_apps: Apps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        zmq_apps.bus(host="nobody.invalid", allow_insecure=True)
+    named = [error.key for error in caught.value.errors]
+    assert named == [f"plugins.apps.zmq.{door}" for door in ("manage", "pub", "sub")]

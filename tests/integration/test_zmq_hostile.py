@@ -154,7 +154,7 @@ def test_prefixes_without_end_are_not_remembered_for_ever(
         xsub.send(b"\x01" + b"%d" % number * 30)
     assert ends.poll(int(SOON * 1000)), "it is still connected"
     delivery = attacker.delivery()
-    assert sum(map(len, (link.wanted[attacker.p2p] for link in delivery.links))) <= 16
+    assert sum(len(link.wanted[attacker.p2p]) for link in delivery.links) <= 16
     attacker.close()
     eventually(lambda: not delivery.connected)
     publisher.publish_numbered(0, 10)

@@ -99,7 +99,7 @@ def bodies(stream: bytes) -> list[bytes]:
 
 def meet(client: Client, objection: Callable[[str], str] = lambda _: "") -> Session:
     """Go through the handshake."""
-    session = Session(Curve(SERVER_SECRET, objection))
+    session = Session(Curve(SERVER_SECRET, SERVER_PUBLIC, objection))
     greeting = session.take_replies()
     assert greeting[12:33] == b"CURVE".ljust(20, b"\0") + b"\x01"
     list(session.receive(GREETING))
@@ -167,7 +167,7 @@ def test_a_step_that_is_wrong_ends_the_handshake_before_anybody_is_asked(wrong: 
 
 def test_who_may_not_come_in_is_told_so_and_nothing_else() -> None:
     client = Client()
-    session = Session(Curve(SERVER_SECRET, lambda _: "not authorised"))
+    session = Session(Curve(SERVER_SECRET, SERVER_PUBLIC, lambda _: "not authorised"))
     session.take_replies()
     list(session.receive(GREETING))
     list(session.receive(frame(client.hello(), 4)))
@@ -184,7 +184,7 @@ def test_who_may_not_come_in_is_told_so_and_nothing_else() -> None:
 def test_steps_out_of_order_or_cut_short_end_the_handshake(
     command: bytes, after_hello: bool
 ) -> None:
-    session = Session(Curve(SERVER_SECRET, lambda _: ""))
+    session = Session(Curve(SERVER_SECRET, SERVER_PUBLIC, lambda _: ""))
     list(session.receive(GREETING))
     if after_hello:
         list(session.receive(frame(Client().hello(), 4)))

@@ -124,14 +124,29 @@ def test_a_long_frame_may_hold_a_short_subscription() -> None:
     ]
 
 
-def test_a_ping_is_answered_with_its_context_and_a_pong_with_nothing() -> None:
+def test_a_ping_is_answered_with_its_context() -> None:
     session = ready()
-    assert list(session.receive(b"\x04\x0a\x04PING\0\x64ctx" + b"\x04\x05\x04PONG")) == []
+    assert list(session.receive(b"\x04\x0a\x04PING\0\x64ctx")) == []
     assert session.take_replies() == b"\x04\x08\x04PONGctx"
+    assert session.take_replies() == b""
 
 
-def test_the_own_ping_asks_for_nothing_but_an_answer() -> None:
-    assert ready().ping() == b"\x04\x07\x04PING\0\0"
+def test_of_many_pings_the_last_is_answered_so_that_answers_never_pile_up() -> None:
+    session = ready()
+    list(session.receive(b"".join(b"\x04\x08\x04PING\0\0%d" % number for number in range(10))))
+    assert session.take_replies() == b"\x04\x06\x04PONG9"
+
+
+def test_a_ping_that_is_longer_than_the_protocol_allows_ends_the_connection() -> None:
+    list(ready().receive(b"\x04\x17\x04PING\0\0" + b"x" * 16))
+    with pytest.raises(BrokenProtocol, match="too long"):
+        list(ready().receive(b"\x04\x18\x04PING\0\0" + b"x" * 17))
+
+
+def test_a_pong_to_nobodys_ping_is_nothing() -> None:
+    session = ready()
+    assert list(session.receive(b"\x04\x05\x04PONG")) == []
+    assert session.take_replies() == b""
 
 
 # Frames.

@@ -30,9 +30,10 @@ class Delivery:
         self.last_sign = now
         # Before when nothing is sent, since its SUB may have more to say of what it wants.
         self.settled_at = 0.0
-        # Messages sent, and sent again after a reconnect.
+        # Messages sent, those sent again included.
         self.sent = 0
-        self.sent_again = 0
+        # Messages that the last connection had not taken when it ended; they are in the window.
+        self.cut_short = 0
 
     @property
     def connected(self) -> bool:
@@ -41,7 +42,7 @@ class Delivery:
 
     @property
     def blocked(self) -> bool:
-        """Whether the last batch is not sent yet, since it is not read as fast."""
+        """Whether nothing is to be sent for now, since it is not read as fast."""
         return any(link.blocked for link in self.links)
 
     @property
@@ -50,11 +51,21 @@ class Delivery:
         return sum(map(len, self.pending)) + self.outq.qsize()
 
     @property
+    def unsent(self) -> int:
+        """How many messages have been handed to its connections that did not take them yet."""
+        return max((link.unsent(self.p2p) for link in list(self.links)), default=0)
+
+    @property
     def undelivered(self) -> int:
-        """How many messages its machine has not been given yet; from any thread."""
-        return self.waiting + max((link.unsent_frames() for link in list(self.links)), default=0)
+        """How many messages no connection to it has taken yet; from any thread."""
+        return self.waiting + self.unsent + self.cut_short
 
     def idle(self, now: float) -> float:
         """Give the seconds for which nothing of what waits was taken; 0 if it is; any thread."""
         since = [link.blocked_since for link in list(self.links)]
         return max((now - start for start in since if start is not None), default=0.0)
+
+    def note_sent(self, batch: list[Message], size: int) -> None:
+        """Remember `batch`, of `size` bytes, which has just been sent."""
+        self.sent += len(batch)
+        self.window.add(batch, size, max((link.widest for link in self.links), default=0))

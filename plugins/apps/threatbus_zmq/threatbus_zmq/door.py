@@ -15,12 +15,13 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
 
 from threatbus.logger import RateLimited
 from threatbus.protected import addresses_of
 from threatbus_zmq.link import Ended, Link
+from threatbus_zmq.tcpinfo import tcp_info
 from threatbus_zmq.zmtp import Change, Session
 
 logger = logging.getLogger("threatbus.zmq.door")
@@ -33,37 +34,44 @@ BACKLOG: Final = 1024
 SEND_BUFFER_BYTES: Final = 512 * 1024
 #: Seconds that a peer has for greeting and handshake.
 HANDSHAKE_SECS: Final = 30.0
-#: Seconds of silence after which a peer is asked for a sign of life; seconds it has to give one.
-#: The latter are many, since a reader that pauses gives none and must not be taken for one that
-#: is gone.
-SILENCE_SECS: Final = 15.0
-ANSWER_SECS: Final = 60.0
+#: Seconds after which a machine that has acknowledged nothing is taken for gone. One that is there,
+#: but with a buffer full of what its app does not read, is asked by the kernel every two minutes.
+GONE_SECS: Final = 150.0
+#: Seconds between two looks for such machines.
+LOOK_SECS: Final = 10.0
 #: Seconds after which new connections are tried again when there was no descriptor for one.
 EXHAUSTED_SECS: Final = 1.0
 
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
+class Hearer(Protocol):
+    """Who is told what happens at the door: the publisher."""
+
+    def on_change(self, link: Link, change: Change) -> None:
+        """Hear that a peer has subscribed to something, or unsubscribed."""
+
+    def on_room(self, link: Link) -> None:
+        """Hear that nothing waits to be sent over a connection any more."""
+
+    def on_end(self, link: Link) -> None:
+        """Hear that a connection is no more."""
+
+
 class Door:
     """Accepts SUBs and serves their connections. Belongs to the endpoint's loop.
 
-    `new_session` makes the protocol's side of a connection. `changed` hears of each change of a
-    subscription, `has_room` of a connection for which nothing waits any more, and `ended` of one
-    that is no more.
+    `new_session` makes the protocol's side of a connection from a host.
     """
 
     def __init__(
         self,
         new_session: Callable[[str], Session],
-        changed: Callable[[Link, Change], None],
-        has_room: Callable[[Link], None],
-        ended: Callable[[Link], None],
+        hearer: Hearer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._new_session = new_session
-        self._changed = changed
-        self._has_room = has_room
-        self._ended = ended
+        self._hearer = hearer
         self._clock = clock
         self._log = RateLimited(logger)
         self._listener: socket.socket | None = None
@@ -71,11 +79,7 @@ class Door:
         self._links: dict[int, Link] = {}
         # When to accept again; None while connections are accepted.
         self._accept_at: float | None = None
-
-    @property
-    def open(self) -> bool:
-        """Whether it is bound."""
-        return self._listener is not None
+        self._next_look = 0.0
 
     @property
     def busy(self) -> bool:
@@ -93,12 +97,12 @@ class Door:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             listener.bind((address, port))
             listener.listen(BACKLOG)
-            self._epoll = select.epoll()
-            self._epoll.register(listener, select.EPOLLIN)
+            epoll = select.epoll()
         except OSError:
             listener.close()
             raise
-        self._listener = listener
+        self._listener, self._epoll = listener, epoll
+        epoll.register(listener, select.EPOLLIN)
 
     def fileno(self) -> int:
         """Give a descriptor that can be read from when there is something to do; ValueError."""
@@ -119,46 +123,47 @@ class Door:
                 self._accept(listener, epoll)
 
     def keep_house(self, now: float) -> None:
-        """Look for peers that do not come to terms, or that give no sign of life."""
+        """Look for peers that do not come to terms, and for machines that are gone."""
         if self._accept_at is not None and now >= self._accept_at:
             self._accept_at = None
             if self._epoll is not None and self._listener is not None:
                 self._epoll.modify(self._listener, select.EPOLLIN)
+        look = now >= self._next_look
+        if look:
+            self._next_look = now + LOOK_SECS
         for link in list(self._links.values()):
             if not link.session.ready:
                 if now - link.since > HANDSHAKE_SECS:
                     self.cut_off(link, "it has not come to terms in time")
-            elif link.pinged_at is not None:
-                if now - link.pinged_at > ANSWER_SECS:
-                    self.cut_off(link, "it gives no sign of life")
-            elif now - link.last_heard > SILENCE_SECS:
-                link.ask_for_sign(now)
+            elif look and tcp_info(link.tcp).silent_secs > GONE_SECS:
+                self.cut_off(link, "its machine does not answer")
 
     def cut_off(self, link: Link, why: str = "") -> None:
         """End a connection."""
         if self._links.pop(link.tcp.fileno(), None) is None:
             return
         if why:
-            self._log.log(
-                (link.host, why), logging.WARNING, "a SUB of %s is cut off: %s", link.host, why
-            )
+            self._log.log(link.host, logging.WARNING, "a SUB of %s is cut off: %s", link.host, why)
         link.close()
-        self._ended(link)
+        self._hearer.on_end(link)
+
+    def cut_off_others(self, may_stay: Callable[[str], bool]) -> None:
+        """End the connections of the clients that may not stay, by their keys."""
+        for link in list(self._links.values()):
+            if link.session.key is not None and not may_stay(link.session.key):
+                self.cut_off(link, "its key may not read any more")
 
     def close(self, linger_secs: float = 0.0) -> None:
         """Close it and all connections; what has been sent has `linger_secs` to arrive. Idempotent.
 
-        `ended` is not called: whoever closes the door knows.
+        `on_end` is not called: whoever closes the door knows.
         """
+        links, self._links = self._links, {}
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        for link in self._links.values():
-            link.end_sending()
-        deadline = self._clock() + linger_secs
-        links, self._links = self._links, {}
         if self._epoll is not None:
-            _wait_for_ends(self._epoll, dict(links), deadline, self._clock)
+            _wait_for_ends(self._epoll, links, self._clock() + linger_secs, self._clock)
             self._epoll.close()
             self._epoll = None
         for link in links.values():
@@ -220,10 +225,12 @@ class Door:
                 self.cut_off(link, str(end))
                 return
             for change in changes:
-                if link.open:
-                    self._changed(link, change)
+                # The one before may have ended it.
+                if not link.open:
+                    return
+                self._hearer.on_change(link, change)
         if events & select.EPOLLOUT and link.open and link.go_on(now):
-            self._has_room(link)
+            self._hearer.on_room(link)
 
     def _watch_room(self, link: Link, wanted: bool) -> None:
         if self._epoll is not None:
@@ -240,27 +247,30 @@ def _address_of(host: str) -> str:
 
 
 def _wait_for_ends(
-    epoll: select.epoll, links: dict[int, Link], deadline: float, clock: Callable[[], float]
+    epoll: select.epoll, links: Mapping[int, Link], deadline: float, clock: Callable[[], float]
 ) -> None:
-    """Wait until each peer has closed its side too, so that it has got all; at most to `deadline`.
+    """End sending, and wait until each peer has closed its side too; at most to `deadline`.
 
-    Closed at once, a connection over which the peer says something more would be reset, and what
-    is on its way with it.
+    Then it has got all. A connection that is closed at once, and over which the peer says
+    something more, would be reset, and what is on its way with it.
     """
-    while links and (left := deadline - clock()) > 0:
-        for descriptor, _ in epoll.poll(left):
-            link = links.get(descriptor)
-            if link is None:
-                continue
-            try:
-                link.receive(clock())
-            except Ended:
-                del links[descriptor]
+    left = set(links)
+    for descriptor in links:
+        epoll.modify(descriptor, select.EPOLLIN)
+        links[descriptor].end_sending()
+    while left and (rest := deadline - clock()) > 0:
+        for descriptor, _ in epoll.poll(rest):
+            if descriptor in left and links[descriptor].is_ended():
+                left.remove(descriptor)
                 epoll.unregister(descriptor)
 
 
 def _find_vanished_peer(tcp: socket.socket) -> None:
-    """Have the kernel notice a peer that vanished without closing."""
+    """Have the kernel notice a peer that vanished without closing.
+
+    Pings of ZeroMQ's protocol would do so too, and more: libzmq up to 4.3.5 at least aborts its
+    process when a connection ends while a ping waits for a reader that has paused.
+    """
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)

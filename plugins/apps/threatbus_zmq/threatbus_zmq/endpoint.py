@@ -329,6 +329,7 @@ class Endpoint(StoppableWorker):
         if gatekeeper.ring.changes != self._changes_of_keys:
             self._changes_of_keys = gatekeeper.ring.changes
             self.manager.end_unauthorised(gatekeeper.ring)
+            self.publisher.door.cut_off_others(gatekeeper.may_read)
 
     def _serve_calls(self) -> None:
         while not self._calls.empty():

@@ -45,8 +45,9 @@ class Gatekeeper:
         from threatbus_zmq.curve import Curve  # noqa: PLC0415 (10 ms: only who asks for keys pays)
 
         self._secret_key = config.secret_key.encode()
-        self._curve = partial(Curve, z85.decode(self._secret_key))
-        self.public_key = zmq.curve_public(self._secret_key).decode()
+        public_key = zmq.curve_public(self._secret_key)
+        self.public_key = public_key.decode()
+        self._curve = partial(Curve, z85.decode(self._secret_key), z85.decode(public_key))
         self.ring = KeyRing(Path(config.clients), clock)
         self._log = RateLimited(logger)
         # Connections that were refused.
@@ -95,6 +96,11 @@ class Gatekeeper:
         self.refused += 1
         self._log.log((host, key), logging.WARNING, "%s at %s is refused: %s", host, door, why)
         return why
+
+    def may_read(self, key: str) -> bool:
+        """Say whether the owner of `key` may read anything."""
+        client = self.ring.get(key)
+        return client is not None and bool(client.reads)
 
     def new_session(self, host: str) -> Session:
         """Give a session of the pub door that asks its peer at `host` for a key."""

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.observe.report import ReaderState
 from threatbus.queues import MessageQueue, size_of
@@ -33,8 +34,10 @@ TURN: Final = 10_000
 SETTLE_SECS: Final = 0.2
 #: Seconds that a connection which takes nothing is waited for when there is a newer one.
 HALF_OPEN_SECS: Final = 2.0
-#: Prefixes that SUBs of one subscriber may name.
+#: Prefixes of one subscription that a SUB may name, and connections over which it may do so: the
+#: oldest may be dead, and nobody has noticed yet.
 MAX_PREFIXES: Final = 16
+MAX_LINKS: Final = 4
 #: Bytes of prefixes without an issued topic that one connection may name.
 MAX_STRAY_BYTES: Final = 64 * 1024
 #: Messages that may wait in all outqs together. Many of them share one message, but each has a
@@ -61,9 +64,10 @@ class Publisher:
         self._wake = wake
         self._overflowed = overflowed
         self._clock = clock
+        self._log = RateLimited(logger)
         self._deliveries: dict[str, Delivery] = {}
         #: Where SUBs connect.
-        self.door = Door(new_session, self._on_change, self._on_room, self._on_end, clock)
+        self.door = Door(new_session, self, clock)
         # Deliveries whose outq got something; appended to from any thread (a deque allows it).
         self._ready: deque[Delivery] = deque()
         # Deliveries with something to send that can be sent to.
@@ -81,6 +85,7 @@ class Publisher:
         """Close the door; what has been sent has `linger_secs` to arrive. Idempotent."""
         self.door.close(linger_secs)
         for delivery in self._deliveries.values():
+            delivery.cut_short = delivery.unsent
             delivery.links.clear()
             delivery.last_sign = self._clock()
         self._active.clear()
@@ -220,24 +225,39 @@ class Publisher:
 
     # What the door tells.
 
-    def _on_change(self, link: Link, change: Change) -> None:
+    def on_change(self, link: Link, change: Change) -> None:
         """Begin, or end, to deliver over `link` what begins with a prefix."""
         p2p = change.prefix[: mapping.P2P_LENGTH].decode("latin-1")
         suffix = change.prefix[mapping.P2P_LENGTH :]
         delivery = self._deliveries.get(p2p)
         if delivery is not None and delivery.key != link.session.key:
-            logger.warning("a SUB of another client names the topic of %s", delivery.name)
+            self._log.log(
+                (link.session.key, p2p),
+                logging.WARNING,
+                "a SUB of another client names the topic of %s",
+                delivery.name,
+            )
             delivery = None
         if delivery is None:
             if change.wanted:
                 self._refuse(link, change.prefix)
         elif change.wanted:
             self._on_arrival(delivery, link, suffix)
-        elif suffix in link.wanted.get(p2p, ()):
-            link.wanted[p2p].remove(suffix)
+        elif p2p in link.wanted:
+            link.wanted[p2p].discard(suffix)
             if not link.wanted[p2p]:
-                del link.wanted[p2p]
-                self._departed(delivery, link)
+                self._depart(delivery, link)
+
+    def on_room(self, link: Link) -> None:
+        """Send more to those that it was the way to."""
+        for p2p in link.wanted:
+            if self._deliveries[p2p].waiting:
+                self._activate(self._deliveries[p2p])
+
+    def on_end(self, link: Link) -> None:
+        """Let what is for its subscriptions wait."""
+        for p2p in list(link.wanted):
+            self._depart(self._deliveries[p2p], link)
 
     def _refuse(self, link: Link, prefix: bytes) -> None:
         logger.debug("a SUB that names no issued topic is not admitted")
@@ -248,17 +268,21 @@ class Publisher:
 
     def _on_arrival(self, delivery: Delivery, link: Link, suffix: bytes) -> None:
         p2p = delivery.p2p
-        if suffix in link.wanted.get(p2p, ()):
+        own = link.wanted.get(p2p)
+        if own is not None and suffix in own:
             # The same SUB says it once more; when it goes, this is reported once.
             return
-        others = [each.wanted[p2p] for each in delivery.links]
-        if sum(map(len, others)) >= MAX_PREFIXES:
+        if own is not None and len(own) >= MAX_PREFIXES:
             self._refuse(link, delivery.topic + suffix)
             return
-        first, again = not others, any(suffix in wanted for wanted in others)
-        link.wanted.setdefault(p2p, set()).add(suffix)
-        if link not in delivery.links:
+        first = not delivery.connected
+        again = any(suffix in each.wanted[p2p] for each in delivery.links)
+        if own is None:
+            own = link.wanted[p2p] = set()
             delivery.links.append(link)
+            if len(delivery.links) > MAX_LINKS:
+                self.door.cut_off(delivery.links[0], "there are newer connections")
+        own.add(suffix)
         delivery.last_sign = self._clock()
         if (first or again) and delivery.was_connected:
             self._send_again(delivery)
@@ -271,23 +295,22 @@ class Publisher:
         if delivery.waiting:
             self._activate(delivery)
 
-    def _on_room(self, link: Link) -> None:
-        for p2p in link.wanted:
-            if (delivery := self._deliveries.get(p2p)) is not None and delivery.waiting:
-                self._activate(delivery)
-
-    def _on_end(self, link: Link) -> None:
-        for p2p in link.wanted:
-            if (delivery := self._deliveries.get(p2p)) is not None:
-                self._departed(delivery, link)
-
-    def _departed(self, delivery: Delivery, link: Link) -> None:
+    def _depart(self, delivery: Delivery, link: Link) -> None:
         """Note that a SUB has unsubscribed, or that its connection has ended."""
+        unsent = delivery.unsent
         delivery.links.remove(link)
+        del link.wanted[delivery.p2p]
         delivery.last_sign = self._clock()
         if not delivery.connected:
+            delivery.cut_short = unsent
             self._active.pop(delivery.p2p, None)
-            logger.info("%s has disconnected; %d messages wait", delivery.name, delivery.waiting)
+            self._log.log(
+                delivery.p2p,
+                logging.INFO,
+                "%s has disconnected; %d messages wait",
+                delivery.name,
+                delivery.undelivered,
+            )
         elif delivery.waiting:
             # Those that are left need no longer wait for it.
             self._activate(delivery)
@@ -296,15 +319,25 @@ class Publisher:
         """Put what the broken connection may have lost in front of what waits."""
         batches = delivery.window.take_all()
         delivery.pending.extendleft(reversed(batches))
+        delivery.cut_short = 0
         count = sum(map(len, batches))
-        delivery.sent_again += count
         self.sent_again += count
-        logger.info("%s is back: %d messages are sent again", delivery.name, count)
+        self._log.log(
+            (delivery.p2p, "back"),
+            logging.INFO,
+            "%s is back: %d messages are sent again",
+            delivery.name,
+            count,
+        )
 
     # Sending.
 
     def _send_batch(self, delivery: Delivery, now: float) -> int:
         """Send the next batch; gives the number of its messages."""
+        if delivery.blocked:
+            # By what went to another subscription over the same connection meanwhile.
+            self._active.pop(delivery.p2p, None)
+            return 0
         pending = delivery.pending
         if pending:
             messages = pending.popleft()
@@ -322,8 +355,7 @@ class Publisher:
             link.send(delivery.p2p, delivery.topic, frames, now)
         pending.popleft()
         count = len(messages)
-        delivery.sent += count
-        delivery.window.add(messages, size)
+        delivery.note_sent(messages, size)
         if delivery.blocked or not delivery.waiting:
             self._active.pop(delivery.p2p, None)
         return count

@@ -1,7 +1,7 @@
 """What a subscriber gets again when its connection breaks.
 
-What was in the kernel's buffers at both ends is lost with the connection, and nobody tells how much
-that was: so what may have been there is remembered, and sent again when the SUB is back.
+What was in the kernels' buffers at both ends is lost with the connection, and what its SUB had
+read, with the SUB: so what was last sent is remembered, and sent again when a SUB is back.
 """
 
 from __future__ import annotations
@@ -10,36 +10,44 @@ from collections import deque
 from typing import Final
 
 from threatbus.messages import Message
+from threatbus.queues import MESSAGE_OVERHEAD_BYTES
 
-#: Bytes that may be under way between this machine and the app: kernel buffers at both ends, of
-#: which Linux lets the receiving one grow to 6 MiB. A proxy in between is not reckoned with.
-UNDER_WAY_BYTES: Final = 8 * 1024 * 1024
+#: Bytes of documents that are remembered at least: more than is in most kernels' buffers, and than
+#: what a SUB has read before its app.
+LEAST_BYTES: Final = 8 * 1024 * 1024
+#: And at most, besides the newest batch.
+MOST_BYTES: Final = 64 * 1024 * 1024
+#: Bytes that the kernel at this end may hold.
+SENDING_BYTES: Final = 1024 * 1024
 #: Bytes of sent messages that are remembered together.
 JOINED_BYTES: Final = 256 * 1024
 
 
 class Window:
-    """What was last sent to one subscriber, in case its connection breaks.
-
-    Holds what can be in kernel buffers, besides the newest batch, which may not have got there.
-    """
+    """What was last sent to one subscriber: as much as may be under way, and the newest batch."""
 
     def __init__(self) -> None:
-        # In the order they were sent: (messages, their bytes). Small batches are joined, since at
-        # a low rate each would hold one message.
+        # In the order they were sent: messages, and the bytes of their documents. Small batches
+        # are joined, since at a low rate each would hold one message.
         self._batches: deque[tuple[list[Message], int]] = deque()
         self._bytes = 0
 
-    def add(self, batch: list[Message], size: int) -> None:
-        """Take over `batch`, of `size` bytes, just sent; let go of what surely has arrived."""
-        if self._batches and self._batches[-1][1] + size <= JOINED_BYTES:
-            joined, joined_size = self._batches[-1]
+    def add(self, batch: list[Message], size: int, receiving: int = 0) -> None:
+        """Take over `batch`, of `size` bytes, just sent; let go of what surely has arrived.
+
+        `receiving` is how many bytes the kernel at the other end may hold.
+        """
+        # The bytes of the documents: fewer than those on the wire.
+        documents = size - MESSAGE_OVERHEAD_BYTES * len(batch)
+        if self._batches and self._batches[-1][1] + documents <= JOINED_BYTES:
+            joined, joined_bytes = self._batches[-1]
             joined += batch
-            self._batches[-1] = (joined, joined_size + size)
+            self._batches[-1] = (joined, joined_bytes + documents)
         else:
-            self._batches.append((batch, size))
-        self._bytes += size
-        needed = UNDER_WAY_BYTES + size
+            self._batches.append((batch, documents))
+        self._bytes += documents
+        # The newest batch may not be under way at all yet.
+        needed = min(max(LEAST_BYTES, receiving + SENDING_BYTES), MOST_BYTES) + documents
         while len(self._batches) > 1 and self._bytes - self._batches[0][1] >= needed:
             self._bytes -= self._batches.popleft()[1]
 

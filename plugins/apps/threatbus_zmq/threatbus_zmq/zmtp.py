@@ -16,12 +16,15 @@ from threatbus_zmq.mapping import P2P_LENGTH
 
 #: Bytes of the greeting with which both sides begin.
 GREETING_BYTES: Final = 64
-#: Bytes of a frame that a subscriber sends: a topic of a few letters, or a step of a handshake.
+#: Bytes of a frame that a subscriber sends: a topic of a few letters, or a step of a handshake. A
+#: longer one ends the connection.
 MAX_UPSTREAM_BYTES: Final = 1024
 
 _SIGNATURE: Final = b"\xff" + bytes(8) + b"\x7f"
 _VERSION: Final = b"\x03\x01"
 _OLDEST_MAJOR: Final = 3
+#: Bytes that a peer's ping may hold for its pong.
+_MAX_CONTEXT_BYTES: Final = 16
 _MECHANISM: Final = slice(12, 32)
 
 # The flags of a frame.
@@ -122,7 +125,8 @@ class Frames:
 
     def beginning_with(self, prefixes: Collection[bytes]) -> Frames:
         """Give those of which the body begins with one of `prefixes`."""
-        wanted = [body.startswith(tuple(prefixes)) for body in self.bodies]
+        beginnings = tuple(prefixes)
+        wanted = [body.startswith(beginnings) for body in self.bodies]
         return Frames(list(compress(self._kinds, wanted)), list(compress(self._documents, wanted)))
 
 
@@ -234,8 +238,9 @@ class Session:
         self._mechanism = mechanism
         self._greeted = False
         self._received = bytearray()
-        # What is to be sent to the peer, besides messages.
-        self._replies = bytearray(_greeting(mechanism))
+        # What the handshake wants sent, and what is in the peer's last ping that has no answer yet.
+        self._handshake = bytearray(_greeting(mechanism))
+        self._ping: bytes | None = None
 
     @property
     def ready(self) -> bool:
@@ -256,7 +261,7 @@ class Session:
             if not self._mechanism.ready:
                 if not flags & _COMMAND:
                     raise BrokenProtocol("it sends messages before the handshake is over")
-                self._replies += self._answer(body)
+                self._handshake += self._answer(body)
                 continue
             is_command, inner = self._mechanism.unwrap(flags, body)
             change = self._on_command(inner) if is_command else _change_of_message(inner)
@@ -264,14 +269,16 @@ class Session:
                 yield change
 
     def take_replies(self) -> bytes:
-        """Give what is to be sent to the peer, once."""
-        replies = bytes(self._replies)
-        self._replies.clear()
-        return replies
+        """Give what is to be sent to the peer, besides messages, once.
 
-    def ping(self) -> bytes:
-        """Give a question for a sign of life."""
-        return self._mechanism.command(command_body(b"PING", b"\0\0"))
+        Of several pings that have come since, the last has an answer: so answers never pile up.
+        """
+        replies = bytes(self._handshake)
+        self._handshake.clear()
+        if self._ping is not None:
+            replies += self._mechanism.command(command_body(b"PONG", self._ping))
+            self._ping = None
+        return replies
 
     def messages(self, topic: bytes, frames: Frames) -> bytes:
         """Give all messages of `frames` as they are sent, each with `topic` in front."""
@@ -281,7 +288,7 @@ class Session:
         try:
             return self._mechanism.answer(command)
         except Refused:
-            self._replies += command_frame(b"ERROR", _REFUSAL)
+            self._handshake += command_frame(b"ERROR", _REFUSAL)
             raise
 
     def _greet(self) -> bool:
@@ -299,7 +306,7 @@ class Session:
             raise BrokenProtocol(f"its security mechanism is {theirs}, the bus's {ours}")
         del received[:GREETING_BYTES]
         self._greeted = True
-        self._replies += mechanism.begin()
+        self._handshake += mechanism.begin()
         return True
 
     def _frames(self) -> Iterator[tuple[int, bytes]]:
@@ -323,7 +330,9 @@ class Session:
         name, data = split_command(body)
         if name == b"PING":
             # Two bytes say for how long the peer is content without a ping.
-            self._replies += self._mechanism.command(command_body(b"PONG", data[2:]))
+            if len(data) > 2 + _MAX_CONTEXT_BYTES:
+                raise BrokenProtocol("it sends a ping that is too long")
+            self._ping = data[2:]
             return None
         if name == b"PONG":
             return None
