@@ -255,6 +255,19 @@ def test_a_subscriber_whose_key_is_revoked_gets_nothing_more(
         assert reader.is_refused(door, kind)
 
 
+def test_a_revoked_client_keeps_no_connection_even_without_a_subscription(
+    zmq_apps: Apps, bus: ZmqBus, keys: Keys
+) -> None:
+    reader = zmq_apps.app(bus, keys=keys.client("reader"))
+    eventually(lambda: not reader.is_refused("manage", zmq.REQ))
+    sub = reader.socket(zmq.SUB)
+    ends = reader.ends_of(sub)
+    sub.connect(bus.address("pub"))
+    eventually(lambda: len(bus.endpoint.publisher.door._links) == 1)
+    keys.revoke("reader")
+    assert ends.poll(10_000), "it is still connected"
+
+
 def test_a_publisher_whose_key_is_revoked_is_cut_off_at_its_next_message(
     zmq_apps: Apps, bus: ZmqBus, keys: Keys
 ) -> None:

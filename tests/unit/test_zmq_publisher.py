@@ -244,6 +244,43 @@ def test_a_newer_connection_that_takes_nothing_is_waited_for() -> None:
     assert newest.is_open()
 
 
+def test_subscriptions_over_one_connection_wait_together_and_are_counted_apart() -> None:
+    publisher, clock = make()
+    peer = Peer(room=1000)
+    a, b = connect(publisher, "a" * 32, peer), publisher.add("b" * 32, "b" * 32)
+    (link,) = a.links
+    publisher.on_change(link, Change(True, b"b" * 32))
+    a.outq.put_many(batch(600))
+    publisher.flush()
+    b.outq.put_many(batch(600))
+    for _ in range(3):
+        publisher.flush()
+    assert len(link._unsent) == 1, "no batch more than that of which the kernel has a part"
+    assert publisher.leftovers() == [("a" * 32, 599), ("b" * 32, 600)]
+    peer.room = inf
+    for _ in range(10):
+        assert link.go_on(clock.now)
+        publisher.on_room(link)
+        publisher.flush()
+    assert publisher.leftovers() == []
+    for letter in b"ab":
+        assert peer.taken.count(bytes((letter,)) * 32 + b"indicator ") == 600
+
+
+def test_what_a_connection_had_not_taken_when_it_ended_is_not_forgotten() -> None:
+    publisher, _ = make()
+    delivery = connect(publisher, "a" * 32, Peer(room=1000))
+    delivery.outq.put_many(batch(300))
+    publisher.flush()
+    assert delivery.undelivered == 299
+    publisher.door.cut_off(delivery.links[0])
+    assert delivery.undelivered == 299
+    connect(publisher, "a" * 32)
+    assert delivery.undelivered == 300, "all of them are sent again"
+    publisher.flush()
+    assert delivery.undelivered == 0
+
+
 def test_subscribers_that_get_the_same_share_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     publisher, _ = make()
     made: list[int] = []
