@@ -143,6 +143,9 @@ class Peer:
         self.taken += data[:count]
         return count
 
+    def shutdown(self, _: int) -> None:
+        pass
+
     def getsockopt(self, *_: object) -> bytes:
         return b""
 

@@ -153,7 +153,9 @@ class Link:
             return True
 
     def close(self) -> None:
-        """Give the connection back."""
+        """End the connection, whoever else may have a descriptor of it."""
+        with contextlib.suppress(OSError):
+            self.tcp.shutdown(socket.SHUT_RDWR)
         self.tcp.close()
 
     def _send(self, piece: _Piece, now: float) -> None:
