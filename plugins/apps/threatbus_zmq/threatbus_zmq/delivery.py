@@ -43,7 +43,11 @@ class Delivery:
     @property
     def blocked(self) -> bool:
         """Whether nothing is to be sent for now, since it is not read as fast."""
-        return any(link.blocked for link in self.links)
+        # For each message that comes alone; `any` over a generator costs thrice as much.
+        for link in self.links:  # noqa: SIM110
+            if link.blocked:
+                return True
+        return False
 
     @property
     def waiting(self) -> int:
@@ -68,4 +72,4 @@ class Delivery:
     def note_sent(self, batch: list[Message], size: int) -> None:
         """Remember `batch`, of `size` bytes, which has just been sent."""
         self.sent += len(batch)
-        self.window.add(batch, size, max((link.widest for link in self.links), default=0))
+        self.window.add(batch, size, max([link.widest for link in self.links], default=0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import compress
 from typing import Final, NamedTuple, Protocol
 
@@ -100,16 +100,19 @@ class Frames:
     def __init__(self, kinds: Sequence[bytes], documents: Sequence[bytes]) -> None:
         self._kinds = kinds
         self._documents = documents
+        self._between: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self._documents)
 
-    @cached_property
-    def between(self) -> list[bytes]:
-        """What stands before, between and after the topics when all is sent at once.
+    def around(self, topic: bytes) -> bytes:
+        """Give all frames in one piece, each with `topic` in front: a copy, and no other work."""
+        if self._between is None:
+            self._between = self._pieces()
+        return topic.join(self._between)
 
-        So ``topic.join(between)`` is all frames in one piece: the work per subscriber is a copy.
-        """
+    def _pieces(self) -> list[bytes]:
+        """Give what stands before, between and after the topics."""
         pairs = zip(self._kinds, self._documents, strict=True)
         headers = [header(0, P2P_LENGTH + len(kind) + len(document)) for kind, document in pairs]
         headers.append(b"")
@@ -118,7 +121,7 @@ class Frames:
         between += map(b"".join, zip(self._kinds, self._documents, after, strict=True))
         return between
 
-    @cached_property
+    @property
     def bodies(self) -> list[bytes]:
         """What each frame holds after its topic."""
         return list(map(b"".join, zip(self._kinds, self._documents, strict=True)))
@@ -228,7 +231,7 @@ class Null:
 
     def messages(self, topic: bytes, frames: Frames) -> bytes:
         """Give all messages of `frames` as they are sent, each with `topic` in front."""
-        return topic.join(frames.between)
+        return frames.around(topic)
 
 
 class Session:
