@@ -17,6 +17,7 @@ from threatbus_zmq.connections import (
     port_of,
     source_of,
 )
+from threatbus_zmq.monitor import Monitor
 
 
 class OldFrame:
@@ -102,3 +103,16 @@ def test_the_door_is_the_port_that_a_socket_is_bound_to() -> None:
     with zmq.Context() as context, context.socket(zmq.XPUB) as bound:
         port = bound.bind_to_random_port("tcp://127.0.0.1")
         assert port_of(bound) == port
+
+
+def test_a_connection_at_another_door_is_not_watched_for_one_that_is_gone(
+    neighbour: Neighbour,
+) -> None:
+    cut: list[str] = []
+    with zmq.Context() as context, context.socket(zmq.SUB) as bound:
+        monitor = Monitor(bound, cut.append)
+        bound.bind_to_random_port("tcp://127.0.0.1")
+        monitor._watch(neighbour.near.fileno())
+        monitor._on_end(neighbour.near.fileno())
+        monitor.close()
+    assert cut == []

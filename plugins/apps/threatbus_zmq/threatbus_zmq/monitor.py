@@ -16,7 +16,7 @@ from typing import Final
 
 import zmq
 
-from threatbus_zmq.connections import duplicate, is_established
+from threatbus_zmq.connections import duplicate, is_established, port_of
 
 #: Connections of one socket that are watched; each takes a descriptor.
 MAX_WATCHED: Final = 1000
@@ -92,10 +92,15 @@ class Monitor:
         if len(self._connections) >= MAX_WATCHED:
             return
         try:
-            self._connections[descriptor] = duplicate(descriptor)
+            tcp = duplicate(descriptor)
         except OSError:
             # Gone already, or no descriptor is left: this one cannot be told about.
             return
+        if tcp.getsockname()[1] == port_of(self._watched):
+            self._connections[descriptor] = tcp
+        else:
+            # Gone already, and its descriptor is that of a connection at another door.
+            tcp.close()
 
     def _on_end(self, descriptor: int) -> None:
         tcp = self._connections.pop(descriptor, None)
