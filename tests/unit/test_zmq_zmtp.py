@@ -55,6 +55,7 @@ def test_the_bus_greets_at_once_as_version_3_1_and_says_that_it_publishes() -> N
 
 def test_bytes_may_come_one_by_one() -> None:
     session = Session(Null())
+    assert list(session.receive(b"")) == []
     stream = GREETING + READY + b"\0\x04\x01abc" + b"\x04\x0d\x09SUBSCRIBExyz"
     found = [change for byte in stream for change in session.receive(bytes((byte,)))]
     assert found == [Change(True, b"abc"), Change(True, b"xyz")]

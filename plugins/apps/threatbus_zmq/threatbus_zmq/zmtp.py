@@ -297,7 +297,8 @@ class Session:
     def _greet(self) -> bool:
         """Read the peer's greeting; False if it is not complete yet."""
         received, mechanism = self._received, self._mechanism
-        if received[:1] != _SIGNATURE[:1] or received[9:10] not in (b"", _SIGNATURE[9:]):
+        begins = received[:1] in (b"", _SIGNATURE[:1])
+        if not begins or received[9:10] not in (b"", _SIGNATURE[9:]):
             raise BrokenProtocol("it does not speak ZeroMQ's protocol")
         if received[10:11] and received[10] < _OLDEST_MAJOR:
             raise BrokenProtocol("its ZeroMQ is older than version 4")
