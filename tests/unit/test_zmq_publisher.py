@@ -34,14 +34,14 @@ def add(window: Window, messages: list[Message]) -> None:
 
 
 def taken(window: Window) -> list[Message]:
-    return list(itertools.chain.from_iterable(window.take_all()))
+    return list(itertools.chain.from_iterable(window.take_all()[0]))
 
 
 # The window.
 
 
 def test_an_empty_window_gives_nothing() -> None:
-    assert Window().take_all() == []
+    assert Window().take_all() == ([], 0)
 
 
 def test_a_window_gives_what_was_sent_in_order_and_once() -> None:
@@ -49,7 +49,7 @@ def test_a_window_gives_what_was_sent_in_order_and_once() -> None:
     for first in range(0, 30, 10):
         add(window, messages[first : first + 10])
     assert taken(window) == messages
-    assert window.take_all() == []
+    assert window.take_all() == ([], 0)
 
 
 @pytest.mark.parametrize("size", [50, 500, 5_000, 20_000, 100_000, 1_000_000])
@@ -60,7 +60,7 @@ def test_a_window_covers_kernel_buffers_and_the_newest_batch(size: int, count: i
     for each in sent:
         add(window, each)
     # The bytes of the documents: fewer than those on the wire.
-    held = sum(map(len, window.take_all())) * size
+    held = sum(map(len, window.take_all()[0])) * size
     needed = len(sent[-1]) * size + 6_300_000 + 1_100_000
     assert held >= min(needed, sum(map(len, sent)) * size)
 
@@ -71,7 +71,7 @@ def test_a_window_does_not_grow_with_what_is_sent(size: int) -> None:
     for _ in range(300):
         add(window, batch(max(1, 1_000_000 // (size + 130)), size))
     assert window._bytes <= LEAST_BYTES + 4_000_000
-    assert window._bytes == size * sum(map(len, window.take_all()))
+    assert window._bytes == size * sum(map(len, window.take_all()[0]))
 
 
 @pytest.mark.parametrize("receiving", [8_000_000, 20_000_000, 50_000_000])
@@ -89,6 +89,21 @@ def test_a_window_is_bounded_whatever_the_other_end_says_of_its_buffer() -> None
         messages = batch(1, 100_000)
         window.add(messages, size_of(messages), 2**31)
     assert window._bytes <= MOST_BYTES + 400_000
+
+
+def test_a_window_counts_what_it_could_not_keep_and_no_more() -> None:
+    window = Window()
+    for _ in range(800):
+        window.add(batch(1, 100_000), 100_130, 8_000_000)
+    assert window.take_all()[1] == 0
+    # The other end holds a hundred million bytes; a third of that is not remembered.
+    for _ in range(3000):
+        window.add(batch(1, 100_000), 100_130, 100_000_000)
+    batches, uncovered = window.take_all()
+    kept = sum(map(len, batches))
+    assert 1000 <= kept + uncovered <= 1020
+    assert uncovered > 300
+    assert window.take_all() == ([], 0)
 
 
 def test_a_window_costs_little_more_than_a_slot_per_message_at_a_low_rate() -> None:

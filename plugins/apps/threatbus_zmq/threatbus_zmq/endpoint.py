@@ -416,6 +416,11 @@ class Endpoint(StoppableWorker):
             lambda: publisher.sent_again,
         )
         report.counter(
+            "possibly_lost",
+            "Messages that a subscriber's machine may hold unread beyond what is remembered.",
+            lambda: publisher.uncovered,
+        )
+        report.counter(
             "refused_subscriptions",
             "Subscriptions of SUBs to topics that the bus had issued to nobody.",
             lambda: publisher.refused,

@@ -80,6 +80,8 @@ class Publisher:
         # SUBs that named no issued topic, and messages sent again after a reconnect; of all.
         self.refused = 0
         self.sent_again = 0
+        # Of those that may have been lost at a reconnect: how many could not be sent again.
+        self.uncovered = 0
 
     def close(self, linger_secs: float = 0.0) -> None:
         """Close the door; what has been sent has `linger_secs` to arrive. Idempotent."""
@@ -317,11 +319,12 @@ class Publisher:
 
     def _send_again(self, delivery: Delivery) -> None:
         """Put what the broken connection may have lost in front of what waits."""
-        batches = delivery.window.take_all()
+        batches, uncovered = delivery.window.take_all()
         delivery.pending.extendleft(reversed(batches))
         delivery.cut_short = 0
         count = sum(map(len, batches))
         self.sent_again += count
+        self.uncovered += uncovered
         self._log.log(
             (delivery.p2p, "back"),
             logging.INFO,
@@ -329,6 +332,13 @@ class Publisher:
             delivery.name,
             count,
         )
+        if uncovered:
+            logger.error(
+                "up to %d messages may be lost to %s: its machine takes more at once than is "
+                "remembered",
+                uncovered,
+                delivery.name,
+            )
 
     # Sending.
 

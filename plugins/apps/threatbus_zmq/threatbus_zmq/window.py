@@ -31,6 +31,10 @@ class Window:
         # are joined, since at a low rate each would hold one message.
         self._batches: deque[tuple[list[Message], int]] = deque()
         self._bytes = 0
+        # What `MOST_BYTES` has made it let go of although it may be under way: numbers of
+        # messages, and their bytes.
+        self._uncovered: deque[tuple[int, int]] = deque()
+        self._uncovered_bytes = 0
 
     def add(self, batch: list[Message], size: int, receiving: int = 0) -> None:
         """Take over `batch`, of `size` bytes, just sent; let go of what surely has arrived.
@@ -47,13 +51,24 @@ class Window:
             self._batches.append((batch, documents))
         self._bytes += documents
         # The newest batch may not be under way at all yet.
-        needed = min(max(LEAST_BYTES, receiving + SENDING_BYTES), MOST_BYTES) + documents
+        under_way = max(LEAST_BYTES, receiving + SENDING_BYTES) + documents
+        needed = min(under_way, MOST_BYTES + documents)
         while len(self._batches) > 1 and self._bytes - self._batches[0][1] >= needed:
-            self._bytes -= self._batches.popleft()[1]
+            oldest, oldest_bytes = self._batches.popleft()
+            self._bytes -= oldest_bytes
+            if self._bytes < under_way:
+                self._uncovered.append((len(oldest), oldest_bytes))
+                self._uncovered_bytes += oldest_bytes
+        while self._uncovered and self._bytes + self._uncovered_bytes >= (
+            under_way + self._uncovered[0][1]
+        ):
+            self._uncovered_bytes -= self._uncovered.popleft()[1]
 
-    def take_all(self) -> list[list[Message]]:
-        """Empty the window: gives its batches."""
+    def take_all(self) -> tuple[list[list[Message]], int]:
+        """Empty the window: gives its batches, and how many that may be lost it cannot give."""
         batches = [batch for batch, _ in self._batches]
+        uncovered = sum(count for count, _ in self._uncovered)
         self._batches.clear()
-        self._bytes = 0
-        return batches
+        self._uncovered.clear()
+        self._bytes = self._uncovered_bytes = 0
+        return batches, uncovered
