@@ -138,7 +138,7 @@ def test_a_flood_of_requests_keeps_nobody_elses_waiting(
     app.subscribe("stix2").connect().connected()
     dealer = attacker.socket(zmq.DEALER, bus.address("manage"))
     with flood(dealer, b"", b'{"action": "subscribe", "topic": "stix2"}'):
-        eventually(lambda: bus.endpoint._requests._left, what="the flood has begun")
+        eventually(lambda: bus.endpoint.requests.rate._left, what="the flood has begun")
 
         def pass_a_message() -> None:
             app.publish_numbered(1, 1)

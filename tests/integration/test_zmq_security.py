@@ -11,8 +11,6 @@ import zmq
 from helpers.documents import encode, indicator, indicator_bytes, sighting
 from helpers.keys import Keys, endpoint
 from helpers.waiting import SOON, eventually
-from threatbus_zmq.config import CurveConfig
-from threatbus_zmq.gatekeeper import Gatekeeper
 
 from integration.zmq_helpers import Apps, ZmqBus, number_of, numbered
 from threatbus.cli import main
@@ -86,21 +84,6 @@ def test_a_client_does_not_speak_to_a_bus_with_another_key(
 ) -> None:
     other = msgspec.structs.replace(keys.client("vast"), server_key=zmq.curve_keypair()[0].decode())
     assert zmq_apps.app(bus, keys=other).is_refused("manage", zmq.REQ)
-
-
-def test_while_nobody_answers_for_the_bus_no_key_gets_in(keys: Keys) -> None:
-    client = keys.client("vast")
-    config = CurveConfig(
-        secret_key=Path(keys.section["secret_key_file"]).read_text().strip(),
-        clients=keys.section["clients"],
-    )
-    with zmq.Context() as context, context.socket(zmq.REP) as door:
-        keeper = Gatekeeper(context, config, lambda: 0.0)
-        keeper.guard(door, "manage")
-        port = door.bind_to_random_port("tcp://127.0.0.1")
-        keeper.close()
-        with pytest.raises(Refused):
-            Subscriber(endpoint(port, client), ["stix2"], timeout=0.1)
 
 
 def test_a_key_that_is_added_gets_in_without_a_restart(

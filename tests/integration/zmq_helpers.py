@@ -63,7 +63,8 @@ class ZmqBus(Doors):
             return clock() + seconds
 
         publisher = self.endpoint.publisher
-        parts: list[Any] = [self.endpoint, self.endpoint.manager, publisher, publisher.door]
+        parts: list[Any] = [self.endpoint, self.endpoint.manager, publisher]
+        parts += self.endpoint._doors.values()
         if self.endpoint.gatekeeper is not None:
             parts.append(self.endpoint.gatekeeper.ring)
         for part in parts:

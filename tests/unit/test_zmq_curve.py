@@ -7,13 +7,15 @@ from typing import Any
 
 import nacl.bindings as sodium
 import pytest
-from threatbus_zmq.curve import Curve
-from threatbus_zmq.zmtp import BrokenProtocol, Change, Frames, Refused, Session
+from threatbus_zmq.curve import Curve, ServerKeys
+from threatbus_zmq.publisher import ROLE
+from threatbus_zmq.zmtp import BrokenProtocol, Frames, Refused, Session
 from zmq.utils import z85
 
 GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
 METADATA = b"\x0bSocket-Type\0\0\0\x03SUB"
 SERVER_PUBLIC, SERVER_SECRET = sodium.crypto_box_keypair()
+KEYS = ServerKeys(z85.encode(SERVER_SECRET).decode())
 
 
 def seal(plain: bytes, nonce: bytes, public: bytes, secret: bytes) -> bytes:
@@ -97,15 +99,28 @@ def bodies(stream: bytes) -> list[bytes]:
     return found
 
 
+def new(objection: Callable[[str], str] = lambda _: "") -> Session:
+    return Session(Curve(KEYS, ROLE, objection), ROLE)
+
+
+def said(session: Session, data: bytes) -> list[bytes]:
+    """Let the client say something; gives the frames of messages in it."""
+    session.receive(data)
+    found: list[bytes] = []
+    while session.unread:
+        found += session.read(100)
+    return found
+
+
 def meet(client: Client, objection: Callable[[str], str] = lambda _: "") -> Session:
     """Go through the handshake."""
-    session = Session(Curve(SERVER_SECRET, SERVER_PUBLIC, objection))
+    session = new(objection)
     greeting = session.take_replies()
     assert greeting[12:33] == b"CURVE".ljust(20, b"\0") + b"\x01"
-    list(session.receive(GREETING))
-    list(session.receive(frame(client.hello(), 4)))
+    said(session, GREETING)
+    said(session, frame(client.hello(), 4))
     (welcome,) = bodies(session.take_replies())
-    list(session.receive(frame(client.initiate(welcome), 4)))
+    said(session, frame(client.initiate(welcome), 4))
     return session
 
 
@@ -127,8 +142,8 @@ def test_what_follows_is_encrypted_both_ways_and_numbered() -> None:
     session = meet(client)
     session.take_replies()
     came = frame(client.message(0, b"\x01abc")) + frame(client.message(2, b"\x09SUBSCRIBExyz"))
-    assert list(session.receive(came)) == [Change(True, b"abc"), Change(True, b"xyz")]
-    list(session.receive(frame(client.message(2, b"\x04PING\0\0ctx"))))
+    assert said(session, came) == [b"\x01abc", b"\x01xyz"]
+    said(session, frame(client.message(2, b"\x04PING\0\0ctx")))
     (pong,) = bodies(session.take_replies())
     assert client.read(pong) == b"\x02\x04PONGctx"
     sent = bodies(session.messages(b"p" * 32, Frames([b"indicator "] * 2, [b"{}", b"[]" * 300])))
@@ -167,13 +182,13 @@ def test_a_step_that_is_wrong_ends_the_handshake_before_anybody_is_asked(wrong: 
 
 def test_who_may_not_come_in_is_told_so_and_nothing_else() -> None:
     client = Client()
-    session = Session(Curve(SERVER_SECRET, SERVER_PUBLIC, lambda _: "not authorised"))
+    session = new(lambda _: "not authorised")
     session.take_replies()
-    list(session.receive(GREETING))
-    list(session.receive(frame(client.hello(), 4)))
+    said(session, GREETING)
+    said(session, frame(client.hello(), 4))
     (welcome,) = bodies(session.take_replies())
     with pytest.raises(Refused):
-        list(session.receive(frame(client.initiate(welcome), 4)))
+        said(session, frame(client.initiate(welcome), 4))
     assert bodies(session.take_replies()) == [b"\x05ERROR\x03400"]
     assert not session.ready
     assert session.key is None
@@ -184,21 +199,21 @@ def test_who_may_not_come_in_is_told_so_and_nothing_else() -> None:
 def test_steps_out_of_order_or_cut_short_end_the_handshake(
     command: bytes, after_hello: bool
 ) -> None:
-    session = Session(Curve(SERVER_SECRET, SERVER_PUBLIC, lambda _: ""))
-    list(session.receive(GREETING))
+    session = new()
+    said(session, GREETING)
     if after_hello:
-        list(session.receive(frame(Client().hello(), 4)))
+        said(session, frame(Client().hello(), 4))
     with pytest.raises(BrokenProtocol):
-        list(session.receive(frame(command, 4)))
+        said(session, frame(command, 4))
 
 
 def test_what_is_sent_a_second_time_ends_the_connection() -> None:
     client = Client()
     session = meet(client)
     once = frame(client.message(0, b"\x01abc"))
-    list(session.receive(once))
+    said(session, once)
     with pytest.raises(BrokenProtocol, match="a second time"):
-        list(session.receive(once))
+        said(session, once)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +229,7 @@ def test_what_is_sent_a_second_time_ends_the_connection() -> None:
 def test_what_is_not_encrypted_ends_the_connection(body: bytes) -> None:
     session = meet(Client())
     with pytest.raises(BrokenProtocol):
-        list(session.receive(frame(body)))
+        said(session, frame(body))
 
 
 def test_an_empty_box_ends_the_connection() -> None:
@@ -223,4 +238,27 @@ def test_an_empty_box_ends_the_connection() -> None:
     nonce = number(9)
     box = seal(b"", b"CurveZMQMESSAGEC" + nonce, client.server_short, client.short_secret)
     with pytest.raises(BrokenProtocol, match="empty"):
-        list(session.receive(frame(b"\x07MESSAGE" + nonce + box)))
+        said(session, frame(b"\x07MESSAGE" + nonce + box))
+
+
+def test_the_keys_of_the_bus_belong_together() -> None:
+    assert KEYS.public == SERVER_PUBLIC
+    assert KEYS.public_text == z85.encode(SERVER_PUBLIC).decode()
+
+
+def test_frames_of_one_message_are_marked_inside_of_their_boxes() -> None:
+    client = Client()
+    session = meet(client)
+    session.take_replies()
+    session.receive(frame(client.message(1, b"way")) + frame(client.message(0, b"body")))
+    assert session.read_messages(10) == [[b"way", b"body"]]
+    answer = bodies(session.message(b"way", b"body"))
+    assert [client.read(each) for each in answer] == [b"\x01way", b"\0body"]
+
+
+def test_a_frame_is_as_large_as_one_that_is_not_encrypted() -> None:
+    client = Client()
+    session = meet(client)
+    assert said(session, frame(client.message(0, b"x" * ROLE.max_frame))) == [b"x" * ROLE.max_frame]
+    with pytest.raises(BrokenProtocol, match="a frame of"):
+        said(session, frame(client.message(0, b"x" * (ROLE.max_frame + 1))))

@@ -14,11 +14,11 @@ import pytest
 from helpers.documents import indicators
 from helpers.waiting import Clock, in_threads
 from threatbus_zmq import publisher as module
-from threatbus_zmq.link import Link
 from threatbus_zmq.mapping import KINDS
-from threatbus_zmq.publisher import HALF_OPEN_SECS, Publisher
+from threatbus_zmq.publisher import HALF_OPEN_SECS, ROLE, Publisher
+from threatbus_zmq.reader import Reader
 from threatbus_zmq.window import LEAST_BYTES, MOST_BYTES, Window
-from threatbus_zmq.zmtp import Change, Frames, Null, Session
+from threatbus_zmq.zmtp import Frames, Null, Role, Session
 
 from threatbus.messages import INDICATOR, Message
 from threatbus.queues import MessageQueue, size_of
@@ -175,8 +175,8 @@ def make(wake: Any = lambda: None) -> tuple[Publisher, Clock]:
     def outq(name: str, **callbacks: Any) -> MessageQueue:
         return MessageQueue(name, **callbacks)
 
-    def session(_: str) -> Session:
-        return Session(Null())
+    def session(role: Role, _: str) -> Session:
+        return Session(Null(role), role)
 
     clock = Clock()
     return Publisher(outq, wake, lambda _: None, session, clock), clock
@@ -184,9 +184,10 @@ def make(wake: Any = lambda: None) -> tuple[Publisher, Clock]:
 
 def connect(publisher: Publisher, p2p: str, peer: Peer | None = None) -> Any:
     delivery = publisher._deliveries.get(p2p) or publisher.add(p2p, p2p)
-    link = Link(cast("Any", peer or Peer()), "", Session(Null()), 100.0, lambda *_: None)
+    session = Session(Null(ROLE), ROLE)
+    link = Reader(cast("Any", peer or Peer()), ("", 0), session, 100.0, lambda *_: None)
     publisher.door._links[link.tcp.fileno()] = link
-    publisher.on_change(link, Change(True, p2p.encode()))
+    publisher.subscribe(link, p2p.encode())
     return delivery
 
 
@@ -267,7 +268,7 @@ def test_subscriptions_over_one_connection_wait_together_and_are_counted_apart()
     peer = Peer(room=1000)
     a, b = connect(publisher, "a" * 32, peer), publisher.add("b" * 32, "b" * 32)
     (link,) = a.links
-    publisher.on_change(link, Change(True, b"b" * 32))
+    publisher.subscribe(link, b"b" * 32)
     a.outq.put_many(batch(600))
     publisher.flush()
     b.outq.put_many(batch(600))

@@ -1,16 +1,19 @@
-"""ZMTP as the publishing side speaks it: greeting, handshake, subscriptions, frames."""
+"""ZMTP as the bus speaks it at its doors: greeting, handshake, subscriptions, frames."""
 
 from __future__ import annotations
 
 import itertools
 
 import pytest
+from threatbus_zmq.publisher import ROLE
 from threatbus_zmq.zmtp import (
-    MAX_UPSTREAM_BYTES,
+    MAX_COMMAND_BYTES,
+    MAX_PARTS,
     BrokenProtocol,
-    Change,
     Frames,
+    FrameTooLarge,
     Null,
+    Role,
     Session,
     count_unsent,
     header,
@@ -22,16 +25,45 @@ READY = b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03SUB"
 TOPIC = b"p" * 32
 
 
-def greeted(greeting: bytes = GREETING) -> Session:
-    session = Session(Null())
+#: The other two doors.
+SUB = Role("SUB", ("PUB", "XPUB"), 10_000, begins_with=b"\x01")
+REP = Role("REP", ("REQ", "DEALER"), 10_000)
+
+
+def new(role: Role = ROLE) -> Session:
+    return Session(Null(role), role)
+
+
+def said(session: Session, data: bytes, limit: int = 100) -> list[bytes]:
+    """Let the peer say something; gives the frames of messages in it."""
+    session.receive(data)
+    found: list[bytes] = []
+    while session.unread:
+        found += session.read(limit)
+    return found
+
+
+def asked(session: Session, data: bytes) -> list[list[bytes]]:
+    """Let the peer say something; gives the messages in it."""
+    session.receive(data)
+    found: list[list[bytes]] = []
+    while session.unread:
+        found += session.read_messages(100)
+    return found
+
+
+def greeted(greeting: bytes = GREETING, role: Role = ROLE) -> Session:
+    session = new(role)
     session.take_replies()
-    assert list(session.receive(greeting)) == []
+    assert said(session, greeting) == []
     return session
 
 
-def ready() -> Session:
-    session = greeted()
-    assert list(session.receive(READY)) == []
+def ready(role: Role = ROLE) -> Session:
+    session = greeted(role=role)
+    peer = role.peers[0].encode()
+    body = b"\x05READY\x0bSocket-Type" + len(peer).to_bytes(4, "big") + peer
+    assert said(session, header(4, len(body)) + body) == []
     assert session.ready
     session.take_replies()
     return session
@@ -41,24 +73,24 @@ def ready() -> Session:
 
 
 def test_the_bus_greets_at_once_as_version_3_1_and_says_that_it_publishes() -> None:
-    session = Session(Null())
+    session = new()
     greeting = session.take_replies()
     assert len(greeting) == 64
     assert greeting[:12] == b"\xff\0\0\0\0\0\0\0\0\x7f\x03\x01"
     assert greeting[12:32].rstrip(b"\0") == b"NULL"
     assert greeting[32:] == bytes(32)
-    list(session.receive(GREETING))
+    said(session, GREETING)
     assert session.take_replies() == b"\x04\x1a\x05READY\x0bSocket-Type\0\0\0\x04XPUB"
     assert session.take_replies() == b""
     assert not session.ready
 
 
 def test_bytes_may_come_one_by_one() -> None:
-    session = Session(Null())
-    assert list(session.receive(b"")) == []
+    session = new()
+    assert said(session, b"") == []
     stream = GREETING + READY + b"\0\x04\x01abc" + b"\x04\x0d\x09SUBSCRIBExyz"
-    found = [change for byte in stream for change in session.receive(bytes((byte,)))]
-    assert found == [Change(True, b"abc"), Change(True, b"xyz")]
+    found = [frame for byte in stream for frame in said(session, bytes((byte,)))]
+    assert found == [b"\x01abc", b"\x01xyz"]
 
 
 @pytest.mark.parametrize("kind", [b"SUB", b"XSUB"])
@@ -67,7 +99,7 @@ def test_a_subscriber_is_let_in_whatever_else_it_says_of_itself(kind: bytes, nam
     session = greeted()
     own = b"\x08Identity\0\0\0\x02me" + bytes((len(name),)) + name
     body = b"\x05READY" + own + len(kind).to_bytes(4, "big") + kind + b"\x01x\0\0\0\0"
-    list(session.receive(header(4, len(body)) + body))
+    said(session, header(4, len(body)) + body)
     assert session.ready
 
 
@@ -75,7 +107,7 @@ def test_a_subscriber_is_let_in_whatever_else_it_says_of_itself(kind: bytes, nam
 def test_what_is_no_subscriber_is_named(kind: bytes) -> None:
     body = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
     with pytest.raises(BrokenProtocol, match=r"a socket of type .* connects where a SUB should"):
-        list(greeted().receive(header(4, len(body)) + body))
+        said(greeted(), header(4, len(body)) + body)
 
 
 @pytest.mark.parametrize(
@@ -92,62 +124,156 @@ def test_what_is_no_subscriber_is_named(kind: bytes) -> None:
         (GREETING + b"\x04\x06\x05HELLO", "something else than READY"),
         (GREETING + b"\x04\x00", "something else than READY"),
         (GREETING + b"\x04\x08\x05READY\x0bS", "cut short"),
-        (GREETING + READY + b"\0\0", "something else than subscriptions"),
-        (GREETING + READY + b"\0\x03abc", "something else than subscriptions"),
-        (GREETING + READY + b"\x04\x05\x04JOIN", "something else than subscriptions"),
-        (GREETING + b"\x06" + (MAX_UPSTREAM_BYTES + 1).to_bytes(8, "big"), "a frame of 1025"),
+        (GREETING + READY + b"\x04\x05\x04JOIN", "a command that has no place here: JOIN"),
+        (GREETING + READY + b"\x06" + (1025).to_bytes(8, "big"), "a frame of 1025"),
+        (GREETING + b"\x06" + (MAX_COMMAND_BYTES + 1).to_bytes(8, "big"), "a frame of 1025"),
         (GREETING + READY + b"\x02\xff" + bytes(7), "a frame of"),
     ],
 )
 def test_what_breaks_the_protocol_is_told(first: bytes, reason: str) -> None:
-    session = Session(Null())
+    session = new()
     with pytest.raises(BrokenProtocol, match=reason):
-        list(session.receive(first))
+        said(session, first)
 
 
 # Subscriptions.
 
 
-def test_subscriptions_of_both_versions_are_changes() -> None:
+def test_subscriptions_of_both_versions_read_alike() -> None:
     session = ready()
     stream = b"\0\x02\x01a" + b"\0\x02\0a" + b"\x04\x0b\x09SUBSCRIBEb" + b"\x04\x08\x06CANCELb"
-    assert list(session.receive(stream)) == [
-        Change(True, b"a"),
-        Change(False, b"a"),
-        Change(True, b"b"),
-        Change(False, b"b"),
+    assert said(session, stream) == [
+        b"\x01a",
+        b"\0a",
+        b"\x01b",
+        b"\0b",
     ]
 
 
 def test_a_long_frame_may_hold_a_short_subscription() -> None:
-    assert list(ready().receive(b"\x02" + (2).to_bytes(8, "big") + b"\x01a")) == [
-        Change(True, b"a")
-    ]
+    assert said(ready(), b"\x02" + (2).to_bytes(8, "big") + b"\x01a") == [b"\x01a"]
 
 
 def test_a_ping_is_answered_with_its_context() -> None:
     session = ready()
-    assert list(session.receive(b"\x04\x0a\x04PING\0\x64ctx")) == []
+    assert said(session, b"\x04\x0a\x04PING\0\x64ctx") == []
     assert session.take_replies() == b"\x04\x08\x04PONGctx"
     assert session.take_replies() == b""
 
 
 def test_of_many_pings_the_last_is_answered_so_that_answers_never_pile_up() -> None:
     session = ready()
-    list(session.receive(b"".join(b"\x04\x08\x04PING\0\0%d" % number for number in range(10))))
+    said(session, b"".join(b"\x04\x08\x04PING\0\0%d" % number for number in range(10)))
     assert session.take_replies() == b"\x04\x06\x04PONG9"
 
 
 def test_a_ping_that_is_longer_than_the_protocol_allows_ends_the_connection() -> None:
-    list(ready().receive(b"\x04\x17\x04PING\0\0" + b"x" * 16))
+    said(ready(), b"\x04\x17\x04PING\0\0" + b"x" * 16)
     with pytest.raises(BrokenProtocol, match="too long"):
-        list(ready().receive(b"\x04\x18\x04PING\0\0" + b"x" * 17))
+        said(ready(), b"\x04\x18\x04PING\0\0" + b"x" * 17)
 
 
 def test_a_pong_to_nobodys_ping_is_nothing() -> None:
     session = ready()
-    assert list(session.receive(b"\x04\x05\x04PONG")) == []
+    assert said(session, b"\x04\x05\x04PONG") == []
     assert session.take_replies() == b""
+
+
+# What comes in.
+
+
+def message(body: bytes, flags: int = 0) -> bytes:
+    return header(flags, len(body)) + body
+
+
+def test_a_publisher_is_asked_for_everything_as_soon_as_it_is_known() -> None:
+    session = greeted(role=SUB)
+    assert session.take_replies() == b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03SUB"
+    said(session, b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03PUB")
+    assert session.take_replies() == b"\0\x01\x01"
+
+
+@pytest.mark.parametrize("size", [1, 3, 255, 256, 1000, 100_000])
+def test_messages_come_whole_however_they_are_cut_up(size: int) -> None:
+    bodies = [b"x" * length for length in (0, 1, 254, 255, 256, 257, 5000, 10_000, 0, 0, 3)]
+    stream = b"".join(map(message, bodies))
+    session = ready(SUB)
+    found = []
+    for start in range(0, len(stream), size):
+        found += said(session, stream[start : start + size], limit=2)
+    assert found == bodies
+    assert session.begun == 0
+
+
+def test_no_more_is_read_than_is_asked_for_and_what_is_left_comes_next() -> None:
+    session = ready(SUB)
+    session.receive(b"".join(message(b"%d" % number) for number in range(5)) + b"\0\x03ab")
+    assert (session.read(2), session.unread) == ([b"0", b"1"], True)
+    assert (session.read(2), session.unread) == ([b"2", b"3"], True)
+    assert (session.read(2), session.unread) == ([b"4"], False)
+    assert said(session, b"c") == [b"abc"]
+
+
+def test_pings_without_end_are_not_read_all_at_once() -> None:
+    session = ready(SUB)
+    session.receive(b"\x04\x07\x04PING\0\0" * 100 + message(b"a"))
+    for _ in range(10):
+        assert session.read(10) == []
+        assert session.unread
+    assert session.read(10) == [b"a"]
+
+
+def test_what_came_before_the_protocol_was_broken_is_given_first() -> None:
+    session = ready(SUB)
+    session.receive(message(b"a") + message(b"b") + header(0, 10_001))
+    assert session.read(10) == [b"a", b"b"]
+    assert session.unread
+    with pytest.raises(FrameTooLarge, match="a frame of 10001 bytes"):
+        session.read(10)
+
+
+def test_the_largest_frame_is_taken() -> None:
+    assert said(ready(SUB), message(b"x" * 10_000)) == [b"x" * 10_000]
+
+
+def test_a_frame_that_is_too_large_is_refused_by_its_length_alone() -> None:
+    session = ready(SUB)
+    session.receive(header(0, 2**63))
+    with pytest.raises(FrameTooLarge):
+        session.read(1)
+
+
+def test_a_publisher_that_subscribes_breaks_the_protocol() -> None:
+    with pytest.raises(BrokenProtocol, match="SUBSCRIBE"):
+        said(ready(SUB), b"\x04\x0b\x09SUBSCRIBEb")
+
+
+def test_frames_of_one_message_can_be_had_together_and_one_by_one() -> None:
+    stream = message(b"way", 1) + message(b"", 1) + message(b"body") + message(b"alone")
+    for size in (1, 4, 1000):
+        session = ready(REP)
+        found = []
+        for start in range(0, len(stream), size):
+            found += asked(session, stream[start : start + size])
+        assert found == [[b"way", b"", b"body"], [b"alone"]]
+    assert said(ready(SUB), stream) == [b"way", b"", b"body", b"alone"]
+
+
+@pytest.mark.parametrize("parts", [[b""] * MAX_PARTS, [b"x" * 4000] * 3])
+def test_a_message_of_frames_without_end_breaks_the_protocol(parts: list[bytes]) -> None:
+    session = ready(REP)
+    whole = message(b"a", 1) + message(b"b")
+    stream = b"".join(message(part, 1) for part in parts)
+    session.receive(whole + stream)
+    assert session.read_messages(100) == [[b"a", b"b"]]
+    with pytest.raises(BrokenProtocol, match="too many frames"):
+        session.read_messages(100)
+
+
+def test_an_answer_has_its_frames_marked() -> None:
+    assert ready(REP).message(b"way", b"", b"x" * 300) == (
+        b"\x01\x03way" + b"\x01\x00" + b"\x02" + (300).to_bytes(8, "big") + b"x" * 300
+    )
 
 
 # Frames.

@@ -18,9 +18,12 @@ from nacl.exceptions import CryptoError
 from zmq.utils import z85
 
 from threatbus_zmq.zmtp import (
+    COMMAND,
+    MORE,
     BrokenProtocol,
     Frames,
     Refused,
+    Role,
     check_metadata,
     command_body,
     command_frame,
@@ -44,24 +47,38 @@ _VOUCH: Final = struct.Struct(f">{_KEY_BYTES}s{_LONG_NONCE_BYTES}s{2 * _KEY_BYTE
 
 _MESSAGE: Final = command_body(b"MESSAGE", b"")
 # The flags inside a MESSAGE.
+_MORE: Final = 1
 _COMMAND: Final = 2
+
+
+class ServerKeys:
+    """The keys of the bus, from the secret one as text (Z85)."""
+
+    def __init__(self, secret_key: str) -> None:
+        self.secret = z85.decode(secret_key.encode())
+        self.public = sodium.crypto_scalarmult_base(self.secret)
+
+    @property
+    def public_text(self) -> str:
+        """The public key as text (Z85)."""
+        return z85.encode(self.public).decode()
 
 
 class Curve:
     """The handshake with one client, and then its encryption.
 
-    `secret_key` and `public_key` are the bus's, 32 bytes each. `objection` says why the client with
-    a certain public key (Z85) is not let in; empty if it is.
+    `objection` says why the client with a certain public key (Z85) is not let in; empty if it is.
     """
 
     name = b"CURVE"
     as_server = True
+    #: Command, number, flags and box around what is sent.
+    overhead = len(_MESSAGE) + _NONCE.size + 1 + _BOX_BYTES
 
-    def __init__(
-        self, secret_key: bytes, public_key: bytes, objection: Callable[[str], str]
-    ) -> None:
-        self._secret = secret_key
-        self._public = public_key
+    def __init__(self, keys: ServerKeys, role: Role, objection: Callable[[str], str]) -> None:
+        self._secret = keys.secret
+        self._public = keys.public
+        self._role = role
         self._objection = objection
         #: The public key that the client has proved to have, as text (Z85).
         self.key: str | None = None
@@ -86,7 +103,7 @@ class Curve:
         except (CryptoError, struct.error, ValueError):
             raise BrokenProtocol("its handshake was not made for the key of this bus") from None
 
-    def unwrap(self, flags: int, body: bytes) -> tuple[bool, bytes]:  # noqa: ARG002
+    def unwrap(self, flags: int, body: bytes) -> tuple[int, bytes]:  # noqa: ARG002
         """Decrypt a frame that has come; raises `BrokenProtocol`."""
         start = len(_MESSAGE) + _NONCE.size
         number = body[len(_MESSAGE) : start]
@@ -99,7 +116,13 @@ class Curve:
             raise BrokenProtocol("it sends something that cannot be decrypted") from None
         if not plain:
             raise BrokenProtocol("it sends an empty box")
-        return bool(plain[0] & _COMMAND), plain[1:]
+        inner = plain[0]
+        more, command = MORE if inner & _MORE else 0, COMMAND if inner & _COMMAND else 0
+        return more | command, plain[1:]
+
+    def message(self, body: bytes, *, more: bool = False) -> bytes:
+        """Give a frame of a message as it is sent, encrypted."""
+        return self._seal(bytes((_MORE if more else 0,)) + body)
 
     def command(self, body: bytes) -> bytes:
         """Give a command as it is sent, encrypted."""
@@ -147,7 +170,7 @@ class Curve:
         )
         if not hmac.compare_digest(vouched, self._client_short + self._public):
             raise BrokenProtocol("its key is vouched for by nobody")
-        check_metadata(plain[_VOUCH.size :])
+        check_metadata(plain[_VOUCH.size :], self._role)
         key = z85.encode(client).decode()
         if why := self._objection(key):
             raise Refused(why)
@@ -155,7 +178,7 @@ class Curve:
         self.ready = True
         self._sent += 1
         number = _NONCE.pack(self._sent)
-        ready = self._box(metadata(), b"CurveZMQREADY---" + number)
+        ready = self._box(metadata(self._role), b"CurveZMQREADY---" + number)
         return command_frame(b"READY", number + ready)
 
     def _check_number(self, number: bytes) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 
 from threatbus.messages import Message
 from threatbus.queues import MessageQueue
-from threatbus_zmq.link import Link
+from threatbus_zmq.reader import Reader
 from threatbus_zmq.window import Window
 
 
@@ -25,7 +25,7 @@ class Delivery:
         self.pending: deque[list[Message]] = deque()
         self.window = Window()
         # The connections of its SUBs, the newest last. Mostly there is one.
-        self.links: list[Link] = []
+        self.links: list[Reader] = []
         self.was_connected = False
         self.last_sign = now
         # Before when nothing is sent, since its SUB may have more to say of what it wants.

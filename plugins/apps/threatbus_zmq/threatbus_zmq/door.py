@@ -1,9 +1,9 @@
-"""Door: the port that SUBs connect to, and their connections.
+"""Door: a port that peers connect to, and their connections.
 
-ZeroMQ's own socket would do, but each message to each subscriber would be a call and two copies of
-its own there, what is under way could not be seen, nor a connection be told or ended. So this
-door speaks ZeroMQ's protocol itself (`zmtp`) over plain sockets: a batch is one copy and one
-call, and the kernel's buffer is all that lies between an outq and the subscriber's machine.
+ZeroMQ's own sockets would do, but each message to each subscriber would be a call and two copies
+of its own there, what is under way could not be seen, nor a connection be told or ended, nor what
+comes in be bounded in bytes. So a door speaks ZeroMQ's protocol itself (`zmtp`) over plain sockets:
+what lies between it and the peer's machine are the kernels' buffers, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import select
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 from threatbus.logger import RateLimited
 from threatbus.protected import addresses_of
 from threatbus_zmq.link import Ended, Link
 from threatbus_zmq.tcpinfo import tcp_info
-from threatbus_zmq.zmtp import Change, Session
+from threatbus_zmq.zmtp import BrokenProtocol, Refused, Role, Session
 
 logger = logging.getLogger("threatbus.zmq.door")
 
@@ -32,6 +32,13 @@ LINKS_PER_TURN: Final = 100
 BACKLOG: Final = 1024
 #: Bytes of the kernel's send buffer; few, as what is in it is lost when a connection breaks.
 SEND_BUFFER_BYTES: Final = 512 * 1024
+#: Bytes read at once from all connections together, and from one at least.
+READ_BYTES: Final = 240 * 1024
+LEAST_READ_BYTES: Final = 4096
+#: Bytes of frames that have not come whole, of all connections together: at least, and as many of
+#: the largest frames. A frame is only counted when more of it is there than can be read at once.
+BEGUN_BYTES: Final = 64 * 1024 * 1024
+BEGUN_FRAMES: Final = 2
 #: Seconds that a peer has for greeting and handshake.
 HANDSHAKE_SECS: Final = 30.0
 #: Seconds after which a machine that has acknowledged nothing is taken for gone. One that is there,
@@ -44,39 +51,59 @@ EXHAUSTED_SECS: Final = 1.0
 
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
+T = TypeVar("T")
+L = TypeVar("L", bound=Link)
+L_contra = TypeVar("L_contra", bound=Link, contravariant=True)
 
-class Hearer(Protocol):
-    """Who is told what happens at the door: the publisher."""
 
-    def on_change(self, link: Link, change: Change) -> None:
-        """Hear that a peer has subscribed to something, or unsubscribed."""
+class Hearer(Protocol[L_contra]):
+    """Who is told what happens at a door."""
 
-    def on_room(self, link: Link) -> None:
+    def on_room(self, link: L_contra) -> None:
         """Hear that nothing waits to be sent over a connection any more."""
 
-    def on_end(self, link: Link) -> None:
-        """Hear that a connection is no more."""
+    def on_end(self, link: L_contra, broken: BrokenProtocol | None) -> None:
+        """Hear that a connection is no more, and whether the peer has broken the protocol."""
 
 
-class Door:
-    """Accepts SUBs and serves their connections. Belongs to the endpoint's loop.
+class Door(Generic[L]):
+    """Accepts peers and serves their connections. Belongs to the endpoint's loop.
 
-    `new_session` makes the protocol's side of a connection from a host.
+    `new_session` makes the protocol's side of a connection from a host, for the `role` that the bus
+    has here; `link_type` is what the door's owner knows of a connection.
+
+    With those that have come to terms, the owner does everything: `come` gives the ones that have
+    something to read, `read` or `read_messages` read it.
     """
 
     def __init__(
         self,
-        new_session: Callable[[str], Session],
-        hearer: Hearer,
+        role: Role,
+        new_session: Callable[[Role, str], Session],
+        link_type: type[L],
+        hearer: Hearer[L],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.role = role
         self._new_session = new_session
+        self._link_type = link_type
         self._hearer = hearer
         self._clock = clock
         self._log = RateLimited(logger)
         self._listener: socket.socket | None = None
+        # For who comes and does not speak yet, and, inside of it, for who has come to terms.
         self._epoll: select.epoll | None = None
-        self._links: dict[int, Link] = {}
+        self._speaking: select.epoll | None = None
+        self._links: dict[int, L] = {}
+        # Those that have come to terms and have something left to read.
+        self._unread: dict[int, L] = {}
+        # Those with a large part of a frame, the one that it was begun first on in front.
+        self._begun: dict[int, L] = {}
+        self._most_begun = max(BEGUN_BYTES, BEGUN_FRAMES * role.max_frame)
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        # Whether the descriptor says that somebody speaks, and whether somebody does.
+        self._listening = True
+        self._spoken = False
         # When to accept again; None while connections are accepted.
         self._accept_at: float | None = None
         self._next_look = 0.0
@@ -86,23 +113,37 @@ class Door:
         """Whether there is anything to keep house for."""
         return bool(self._links) or self._accept_at is not None
 
+    @property
+    def open(self) -> bool:
+        """Whether it has been bound, and not been closed since."""
+        return self._listener is not None
+
+    @property
+    def has_come(self) -> bool:
+        """Whether `come` is to be called before anything is waited for."""
+        return self._spoken or bool(self._unread)
+
     def bind(self, host: str, port: int) -> None:
         """Open the door at an address, a name, an interface or ``*``; raises `OSError`."""
         address = _address_of(host)
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(listener.close)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Inherited by the connections.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             listener.bind((address, port))
             listener.listen(BACKLOG)
             epoll = select.epoll()
-        except OSError:
-            listener.close()
-            raise
-        self._listener, self._epoll = listener, epoll
-        epoll.register(listener, select.EPOLLIN)
+            undo.callback(epoll.close)
+            speaking = select.epoll()
+            undo.callback(speaking.close)
+            epoll.register(listener, select.EPOLLIN)
+            epoll.register(speaking, select.EPOLLIN)
+            undo.pop_all()
+        self._listener, self._epoll, self._speaking = listener, epoll, speaking
+        self._listening = True
 
     def fileno(self) -> int:
         """Give a descriptor that can be read from when there is something to do; ValueError."""
@@ -110,17 +151,52 @@ class Door:
             raise ValueError("the door is not open")
         return self._epoll.fileno()
 
+    def listen(self, wanted: bool) -> None:
+        """Have the descriptor tell, or not tell, when somebody has something to say.
+
+        Who connects meanwhile comes to terms as ever.
+        """
+        if wanted != self._listening and self._epoll is not None and self._speaking is not None:
+            self._epoll.modify(self._speaking, select.EPOLLIN if wanted else 0)
+            self._listening = wanted
+
     def serve(self) -> None:
-        """Deal with who has come, has said something, has room, or is gone."""
+        """Let in who has come; and see that who has come to terms is heard from now on."""
         epoll, listener = self._epoll, self._listener
         if epoll is None or listener is None:
             return
         for descriptor, events in epoll.poll(0, LINKS_PER_TURN):
             link = self._links.get(descriptor)
             if link is not None:
-                self._serve(link, events)
+                self._come_to_terms(link, events)
             elif descriptor == listener.fileno():
                 self._accept(listener, epoll)
+            else:
+                self._spoken = True
+
+    def come(self) -> list[L]:
+        """Give connections with something to read; sends what waits and has room by now."""
+        self._spoken = False
+        found = list(self._unread.values())
+        now = self._clock()
+        events_of = self._speaking.poll(0, LINKS_PER_TURN) if self._speaking is not None else ()
+        for descriptor, events in events_of:
+            link = self._links.get(descriptor)
+            if link is None:
+                continue
+            if events & select.EPOLLOUT and link.go_on(now):
+                self._hearer.on_room(link)
+            if events & ~select.EPOLLOUT and descriptor not in self._unread:
+                found.append(link)
+        return found[:LINKS_PER_TURN]
+
+    def read(self, link: L, limit: int, share: int = 1) -> list[bytes]:
+        """Read frames of a connection, at most `limit`; one of `share` that are read in turn."""
+        return self._read(link, share, lambda: link.session.read(limit))
+
+    def read_messages(self, link: L, limit: int, share: int = 1) -> list[list[bytes]]:
+        """Read whole messages, each with its frames, of at most `limit` frames; as `read`."""
+        return self._read(link, share, lambda: link.session.read_messages(limit))
 
     def keep_house(self, now: float) -> None:
         """Look for peers that do not come to terms, and for machines that are gone."""
@@ -138,14 +214,20 @@ class Door:
             elif look and tcp_info(link.tcp).silent_secs > GONE_SECS:
                 self.cut_off(link, "its machine does not answer")
 
-    def cut_off(self, link: Link, why: str = "") -> None:
-        """End a connection."""
-        if self._links.pop(link.tcp.fileno(), None) is None:
+    def cut_off(self, link: L, why: str = "", broken: BrokenProtocol | None = None) -> None:
+        """End a connection; `why` is for the log, if there is anything to say."""
+        descriptor = link.tcp.fileno()
+        if self._links.pop(descriptor, None) is None:
             return
+        self._unread.pop(descriptor, None)
+        self._begun.pop(descriptor, None)
         if why:
-            self._log.log(link.host, logging.WARNING, "a SUB of %s is cut off: %s", link.host, why)
+            peer = self.role.peers[0]
+            self._log.log(
+                link.host, logging.WARNING, "a %s of %s is cut off: %s", peer, link.host, why
+            )
         link.close()
-        self._hearer.on_end(link)
+        self._hearer.on_end(link, broken)
 
     def cut_off_others(self, may_stay: Callable[[str], bool]) -> None:
         """End the connections of the clients that may not stay, by their keys."""
@@ -159,11 +241,18 @@ class Door:
         `on_end` is not called: whoever closes the door knows.
         """
         links, self._links = self._links, {}
+        self._unread.clear()
+        self._begun.clear()
+        self._spoken = False
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        if self._speaking is not None:
+            speaking = {number: link for number, link in links.items() if link.session.ready}
+            _wait_for_ends(self._speaking, speaking, self._clock() + linger_secs, self._clock)
+            self._speaking.close()
+            self._speaking = None
         if self._epoll is not None:
-            _wait_for_ends(self._epoll, links, self._clock() + linger_secs, self._clock)
             self._epoll.close()
             self._epoll = None
         for link in links.values():
@@ -184,21 +273,28 @@ class Door:
                     return
                 # The peer has gone again.
                 continue
-            self._take_in(tcp, str(address[0]).partition("%")[0], epoll)
+            self._take_in(tcp, (str(address[0]).partition("%")[0], int(address[1])), epoll)
 
-    def _take_in(self, tcp: socket.socket, host: str, epoll: select.epoll) -> None:
+    def _take_in(self, tcp: socket.socket, address: tuple[str, int], epoll: select.epoll) -> None:
         tcp.setblocking(False)
         now = self._clock()
         with contextlib.suppress(OSError):
             # A peer may be gone by now; the loop hears of it.
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _find_vanished_peer(tcp)
-        link = Link(tcp, host, self._new_session(host), now, self._watch_room)
+        session = self._new_session(self.role, address[0])
+        link = self._link_type(tcp, address, session, now, self._watch_room)
         try:
             epoll.register(tcp, select.EPOLLIN)
         except OSError as error:
             # The kernel has a bound for what is watched, too.
-            self._log.log(error.errno, logging.ERROR, "a SUB cannot be served: %s", error.strerror)
+            self._log.log(
+                error.errno,
+                logging.ERROR,
+                "a %s cannot be served: %s",
+                self.role.peers[0],
+                error.strerror,
+            )
             tcp.close()
             return
         self._links[tcp.fileno()] = link
@@ -210,32 +306,72 @@ class Door:
         self._log.log(
             "descriptors",
             logging.ERROR,
-            "no further SUB can connect for now: %s; allow the bus more descriptors (LimitNOFILE)",
+            "no further %s can connect for now: %s; allow the bus more descriptors (LimitNOFILE)",
+            self.role.peers[0],
             error.strerror,
         )
         epoll.modify(listener, 0)
         self._accept_at = self._clock() + EXHAUSTED_SECS
 
-    def _serve(self, link: Link, events: int) -> None:
-        now = self._clock()
+    def _come_to_terms(self, link: L, events: int) -> None:
+        """Go on with greeting and handshake."""
+        if events & select.EPOLLOUT:
+            link.go_on(self._clock())
         if events & ~select.EPOLLOUT:
-            try:
-                changes = link.receive(now)
-            except Ended as end:
-                self.cut_off(link, str(end))
-                return
-            for change in changes:
-                # The one before may have ended it.
-                if not link.open:
-                    return
-                self._hearer.on_change(link, change)
-        if events & select.EPOLLOUT and link.open and link.go_on(now):
-            self._hearer.on_room(link)
+            self._read(link, 1, lambda: self._shake_hands(link))
+
+    def _shake_hands(self, link: L) -> list[bytes]:
+        link.session.read(0)
+        if link.session.ready and self._epoll is not None and self._speaking is not None:
+            self._epoll.unregister(link.tcp)
+            self._speaking.register(link.tcp, _events(link))
+        return []
+
+    def _read(self, link: L, share: int, read: Callable[[], list[T]]) -> list[T]:
+        """Receive what has come, unless something is left to read; read, and answer."""
+        session = link.session
+        found: list[T] = []
+        if not link.open:
+            return found
+        try:
+            if not session.unread:
+                link.receive(self._buffer[: max(READ_BYTES // share, LEAST_READ_BYTES)])
+            found = read()
+        except Ended:
+            self.cut_off(link)
+            return found
+        except BrokenProtocol as error:
+            # Who refuses a peer, says so; here it is told.
+            link.answer(self._clock())
+            self.cut_off(link, "" if isinstance(error, Refused) else str(error), error)
+            return found
+        link.answer(self._clock())
+        self._note_left(link)
+        return found
+
+    def _note_left(self, link: L) -> None:
+        """Note whether there is more to read, and what has only begun to come."""
+        descriptor, session = link.tcp.fileno(), link.session
+        # Those that were read come last.
+        self._unread.pop(descriptor, None)
+        if session.unread and session.ready:
+            self._unread[descriptor] = link
+        if session.begun <= READ_BYTES:
+            self._begun.pop(descriptor, None)
+            return
+        self._begun.setdefault(descriptor, link)
+        while sum(each.session.begun for each in self._begun.values()) > self._most_begun:
+            oldest = next(iter(self._begun.values()))
+            self.cut_off(oldest, "too many large frames come at once, and its has taken longest")
 
     def _watch_room(self, link: Link, wanted: bool) -> None:
-        if self._epoll is not None:
-            events = select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN
-            self._epoll.modify(link.tcp, events)
+        epoll = self._speaking if link.session.ready else self._epoll
+        if epoll is not None:
+            epoll.modify(link.tcp, select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN)
+
+
+def _events(link: Link) -> int:
+    return select.EPOLLIN | select.EPOLLOUT if link.blocked else select.EPOLLIN
 
 
 def _address_of(host: str) -> str:

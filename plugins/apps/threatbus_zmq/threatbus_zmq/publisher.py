@@ -22,11 +22,16 @@ from threatbus.queues import MessageQueue, size_of
 from threatbus_zmq import mapping
 from threatbus_zmq.delivery import Delivery
 from threatbus_zmq.door import Door
-from threatbus_zmq.link import Link
-from threatbus_zmq.zmtp import Change, Frames, Session
+from threatbus_zmq.reader import Reader
+from threatbus_zmq.zmtp import CANCELS, SUBSCRIBES, BrokenProtocol, Frames, Role, Session
 
 logger = logging.getLogger("threatbus.zmq.publisher")
 
+#: Bytes of a subscription: a topic of a few letters.
+MAX_SUBSCRIPTION_BYTES: Final = 1024
+ROLE: Final = Role("XPUB", ("SUB", "XSUB"), MAX_SUBSCRIPTION_BYTES, takes_subscriptions=True)
+#: Subscriptions that one turn of the loop deals with, of all connections, about.
+CHANGES: Final = 500
 #: Messages that one turn of the loop sends to one subscriber, and to all of them, about.
 BATCH: Final = 500
 TURN: Final = 10_000
@@ -57,7 +62,7 @@ class Publisher:
         make_outq: Callable[..., MessageQueue],
         wake: Callable[[], None],
         overflowed: Callable[[str], None],
-        new_session: Callable[[str], Session],
+        new_session: Callable[[Role, str], Session],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make_outq = make_outq
@@ -67,7 +72,7 @@ class Publisher:
         self._log = RateLimited(logger)
         self._deliveries: dict[str, Delivery] = {}
         #: Where SUBs connect.
-        self.door = Door(new_session, self, clock)
+        self.door = Door(ROLE, new_session, Reader, self, clock)
         # Deliveries whose outq got something; appended to from any thread (a deque allows it).
         self._ready: deque[Delivery] = deque()
         # Deliveries with something to send that can be sent to.
@@ -202,7 +207,6 @@ class Publisher:
 
     def keep_house(self, now: float) -> None:
         """Look after connections that are of no use any more."""
-        self.door.keep_house(now)
         for delivery in self._deliveries.values():
             # The peer of an old one may have vanished, and the new one must not wait until that is
             # certain.
@@ -225,50 +229,77 @@ class Publisher:
         if delivery.p2p in self._deliveries and delivery.connected and not delivery.blocked:
             self._active[delivery.p2p] = delivery
 
-    # What the door tells.
+    # What SUBs want.
 
-    def on_change(self, link: Link, change: Change) -> None:
-        """Begin, or end, to deliver over `link` what begins with a prefix."""
-        p2p = change.prefix[: mapping.P2P_LENGTH].decode("latin-1")
-        suffix = change.prefix[mapping.P2P_LENGTH :]
-        delivery = self._deliveries.get(p2p)
+    def take(self) -> None:
+        """Read what SUBs say, and do as they want."""
+        links = self.door.come()
+        for link in links:
+            for message in self.door.read(link, max(1, CHANGES // len(links)), len(links)):
+                # The one before may have ended it.
+                if link.open:
+                    self._change(link, message)
+
+    def _change(self, link: Reader, message: bytes) -> None:
+        kind, prefix = message[:1], message[1:]
+        if kind == SUBSCRIBES:
+            self.subscribe(link, prefix)
+        elif kind == CANCELS:
+            self.cancel(link, prefix)
+        else:
+            self.door.cut_off(link, "it sends something else than subscriptions")
+
+    def subscribe(self, link: Reader, prefix: bytes) -> None:
+        """Begin to deliver over `link` what begins with `prefix`."""
+        delivery = self._named(prefix)
         if delivery is not None and delivery.key != link.session.key:
             self._log.log(
-                (link.session.key, p2p),
+                (link.session.key, delivery.p2p),
                 logging.WARNING,
                 "a SUB of another client names the topic of %s",
                 delivery.name,
             )
             delivery = None
         if delivery is None:
-            if change.wanted:
-                self._refuse(link, change.prefix)
-        elif change.wanted:
-            self._on_arrival(delivery, link, suffix)
-        elif p2p in link.wanted:
-            link.wanted[p2p].discard(suffix)
-            if not link.wanted[p2p]:
-                self._depart(delivery, link)
+            self._refuse(link, prefix)
+        else:
+            self._on_arrival(delivery, link, prefix[mapping.P2P_LENGTH :])
 
-    def on_room(self, link: Link) -> None:
+    def cancel(self, link: Reader, prefix: bytes) -> None:
+        """End to deliver over `link` what begins with `prefix`."""
+        delivery = self._named(prefix)
+        if delivery is None or delivery.p2p not in link.wanted:
+            return
+        wanted = link.wanted[delivery.p2p]
+        wanted.discard(prefix[mapping.P2P_LENGTH :])
+        if not wanted:
+            self._depart(delivery, link)
+
+    def _named(self, prefix: bytes) -> Delivery | None:
+        """Give whom the topic at the beginning of `prefix` was issued to."""
+        return self._deliveries.get(prefix[: mapping.P2P_LENGTH].decode("latin-1"))
+
+    # What the door tells.
+
+    def on_room(self, link: Reader) -> None:
         """Send more to those that it was the way to."""
         for p2p in link.wanted:
             if self._deliveries[p2p].waiting:
                 self._activate(self._deliveries[p2p])
 
-    def on_end(self, link: Link) -> None:
+    def on_end(self, link: Reader, broken: BrokenProtocol | None) -> None:  # noqa: ARG002
         """Let what is for its subscriptions wait."""
         for p2p in list(link.wanted):
             self._depart(self._deliveries[p2p], link)
 
-    def _refuse(self, link: Link, prefix: bytes) -> None:
+    def _refuse(self, link: Reader, prefix: bytes) -> None:
         logger.debug("a SUB that names no issued topic is not admitted")
         self.refused += 1
         link.stray_bytes += len(prefix) + 1
         if link.stray_bytes > MAX_STRAY_BYTES:
             self.door.cut_off(link, "it names topics without end that the bus has not issued")
 
-    def _on_arrival(self, delivery: Delivery, link: Link, suffix: bytes) -> None:
+    def _on_arrival(self, delivery: Delivery, link: Reader, suffix: bytes) -> None:
         p2p = delivery.p2p
         own = link.wanted.get(p2p)
         if own is not None and suffix in own:
@@ -297,7 +328,7 @@ class Publisher:
         if delivery.waiting:
             self._activate(delivery)
 
-    def _depart(self, delivery: Delivery, link: Link) -> None:
+    def _depart(self, delivery: Delivery, link: Reader) -> None:
         """Note that a SUB has unsubscribed, or that its connection has ended."""
         unsent = delivery.unsent
         delivery.links.remove(link)
@@ -362,7 +393,7 @@ class Publisher:
         pending.appendleft(messages)
         frames = self._framed(messages)
         for link in delivery.links:
-            link.send(delivery.p2p, delivery.topic, frames, now)
+            link.deliver(delivery.p2p, delivery.topic, frames, now)
         pending.popleft()
         count = len(messages)
         delivery.note_sent(messages, size)

@@ -1,4 +1,4 @@
-"""Intake: from the SUB socket through the border to inq.
+"""Intake: from the publishers' connections through the border to inq.
 
 The ordinary frame is recognised in the endpoint's loop, at line rate. A frame that the fast path
 is unsure of may take the STIX library up to a second; it goes to a worker of its own together with
@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections.abc import Callable, Sequence
-from itertools import repeat
-from typing import Any, Final, NamedTuple
-
-import zmq
-import zmq.backend
+from typing import Final, NamedTuple
 
 from threatbus.errors import Overflow, Undecided
 from threatbus.intake import Intake
@@ -23,27 +20,19 @@ from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.rejects import RejectStore
 from threatbus.workers import StoppableWorker
-from threatbus_zmq.connections import hang_up, port_of, source_of
-from threatbus_zmq.gatekeeper import Gatekeeper
-from threatbus_zmq.keyring import Client
+from threatbus_zmq.door import Door
+from threatbus_zmq.keyring import Client, KeyRing
+from threatbus_zmq.link import Link
 from threatbus_zmq.mapping import FrameReader, written_topic
-from threatbus_zmq.monitor import Monitor
+from threatbus_zmq.zmtp import SUBSCRIBES, BrokenProtocol, FrameTooLarge, Role, Session
 
 logger = logging.getLogger("threatbus.zmq.receiver")
 
 ORIGIN: Final = "zmq sub"
-#: Messages that ZeroMQ's pipe from one publisher may hold: few, since each may be as large as a
-#: frame can be, and TCP holds up the publisher as soon as it is full; with fewer still, the loop
-#: and ZeroMQ's threads wait for each other (measured beside the forwarder: 100 cost a quarter).
-RECEIVE_MARK: Final = 256
-#: Frames that one turn of the loop reads.
+#: Frames that one turn of the loop reads, about, from all publishers together.
 BATCH: Final = 500
-#: Frames that are read between two looks at how large they are.
-READS: Final = 20
 #: Seconds until a frame is tried again that the border could not look at.
 RETRY_SECS: Final = 0.5
-#: Bytes after which a turn ends, so that it stays short with large frames, too.
-BATCH_BYTES: Final = 1024 * 1024
 
 
 class Batch(NamedTuple):
@@ -159,7 +148,10 @@ class SlowLane(StoppableWorker):
 
 
 class Receiver:
-    """The SUB socket's side. Belongs to the endpoint's loop."""
+    """The publishers' door, and what comes in by it. Belongs to the endpoint's loop.
+
+    With a `ring` of keys, every publisher has one that is, or was, on it.
+    """
 
     def __init__(
         self,
@@ -167,61 +159,30 @@ class Receiver:
         inq: Intake,
         rejects: RejectStore,
         wake: Callable[[], None],
-        gatekeeper: Gatekeeper | None = None,
+        new_session: Callable[[Role, str], Session],
+        max_message_size: int,
+        ring: KeyRing | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._gatekeeper = gatekeeper
         self._reader = reader
         self._inq = inq
         self._rejects = rejects
+        self._ring = ring
         self._log = RateLimited(logger)
         self.slow_lane = SlowLane(reader, inq, rejects, wake)
-        self._recv: Callable[..., Any] = _nothing
-        self._get: Callable[..., Any] = _nothing
-        self.socket: zmq.Socket[bytes] | None = None
-        # The port that it is bound to.
-        self._door = 0
-        self.monitor: Monitor | None = None
-        self._max_message_size = 0
-
-    def bind(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_message_size: int
-    ) -> zmq.Socket[bytes]:
-        """Open the socket at `address`; raises `zmq.ZMQError`."""
-        socket = context.socket(zmq.SUB)
-        try:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.MAXMSGSIZE, max_message_size)
-            # Everything: what is published to a topic that nobody has is to be seen and rejected.
-            socket.setsockopt(zmq.SUBSCRIBE, b"")
-            socket.setsockopt(zmq.RCVHWM, RECEIVE_MARK)
-            if self._gatekeeper is not None:
-                self._gatekeeper.guard(socket, "sub")
-            monitor = Monitor(socket, self._on_cut)
-        except zmq.ZMQError:
-            socket.close(0)
-            raise
-        self.socket, self.monitor, self._max_message_size = socket, monitor, max_message_size
-        try:
-            socket.bind(address)
-        except zmq.ZMQError:
-            self.close()
-            raise
-        self._door = port_of(socket)
-        self._recv = zmq.backend.Socket.recv.__get__(socket)
-        self._get = zmq.backend.Socket.get.__get__(socket)
-        return socket
+        # Everything: what is published to a topic that nobody has is to be seen and rejected.
+        role = Role("SUB", ("PUB", "XPUB"), max_message_size, begins_with=SUBSCRIBES)
+        #: Where publishers connect.
+        self.door = Door(role, new_session, Link, self, clock)
 
     @property
     def open(self) -> bool:
-        """Whether frames may be read now: the socket is there and nothing behind it is full."""
-        return self.socket is not None and self._inq.writable and not self.slow_lane.busy
+        """Whether frames may be read now: the door is there and nothing behind it is full."""
+        return self.door.open and self._inq.writable and not self.slow_lane.busy
 
     def take(self) -> int:
         """Read one batch of frames and put what they hold on inq; gives the number of frames."""
-        if self._gatekeeper is None:
-            batch, count = Batch(frames := self._read()), len(frames)
-        else:
-            batch, count = self._read_from_clients(self._gatekeeper)
+        batch, count = self._read()
         messages = self._reader.recognise(batch.frames)
         recognised = len(messages)
         if not all(sender.writes_all for sender in batch.senders):
@@ -232,77 +193,32 @@ class Receiver:
             self.slow_lane.take(batch.rest(recognised))
         return count
 
-    def _read(self) -> list[bytes]:
-        """Read what is there, up to about `BATCH` frames and `BATCH_BYTES`."""
-        recv = self._recv
-        try:
-            frames: list[bytes] = [recv(zmq.NOBLOCK)]
-        except zmq.Again:
-            return []
-        if not self._has_more():
-            return frames
-        size = len(frames[0])
-        try:
-            while len(frames) < BATCH and size < BATCH_BYTES:
-                start = len(frames)
-                # What was read before one fails stays in the list.
-                frames.extend(map(recv, repeat(zmq.NOBLOCK, READS)))
-                size += sum(map(len, frames[start:]))
-        except zmq.ZMQError:
-            # Nothing more, or an error: what has been read goes on, the next turn meets it again.
-            pass
-        return frames
+    def _read(self) -> tuple[Batch, int]:
+        """Give what may be published of what is there, and the number of frames that were there.
 
-    def _has_more(self) -> bool:
-        """Say whether there is another frame. To be told by an error costs twice as much."""
-        return bool(self._get(zmq.EVENTS) & zmq.POLLIN)
-
-    def _read_from_clients(self, gatekeeper: Gatekeeper) -> tuple[Batch, int]:
-        """Read as `_read` does what clients send, and count the frames.
-
-        Who is no longer authorised, or may no longer write, is cut off at its next frame.
+        Each publisher has its share of a turn, whatever the others send.
         """
         frames: list[bytes] = []
         senders: list[Client] = []
-        count = size = 0
-        try:
-            while count < BATCH and size < BATCH_BYTES:
-                frame: zmq.Frame = self._recv(zmq.NOBLOCK, False)
-                count += 1
-                sender = gatekeeper.client_of(frame)
+        count = 0
+        links = self.door.come()
+        for link in links:
+            read = self.door.read(link, max(1, BATCH // len(links)), len(links))
+            count += len(read)
+            if self._ring is not None and read:
+                sender = self._ring.get(link.session.key or "")
                 if sender is None or not sender.writes:
-                    hang_up(source_of(frame, self._door))
-                    reason = "its key may not write any more"
-                    self._rejects.add(origin_of(sender), reason, frame.bytes)
+                    self._refuse(link, sender, read)
                     continue
-                data = frame.bytes
-                size += len(data)
-                frames.append(data)
-                senders.append(sender)
-        except zmq.Again:
-            pass
-        except zmq.ZMQError:
-            if not count:
-                raise
+                senders += [sender] * len(read)
+            frames += read
         return Batch(frames, senders), count
 
-    def close(self) -> None:
-        """Close the socket. Idempotent."""
-        if self.monitor is not None:
-            self.monitor.close()
-        if self.socket is not None:
-            self.socket.close(0)
-        self.socket = self.monitor = None
-        self._recv = self._get = _nothing
-
-    def _on_cut(self, host: str) -> None:
-        limit = self._max_message_size
-        self._rejects.add(
-            ORIGIN,
-            f"connection closed by the bus: {host} sent a frame of more than {limit} bytes "
-            "(max_message_size) or broke the protocol; what it sent is lost",
-            b"",
-        )
+    def _refuse(self, link: Link, sender: Client | None, frames: Sequence[bytes]) -> None:
+        """Let nothing in from who is no longer authorised, or may no longer write."""
+        for frame in frames:
+            self._rejects.add(origin_of(sender), "its key may not write any more", frame)
+        self.door.cut_off(link, "its key may not write any more")
 
     def _put(self, messages: list[Message]) -> None:
         try:
@@ -310,6 +226,21 @@ class Receiver:
         except Overflow as error:
             self._log.log("inq", logging.WARNING, "%d messages not taken: %s", len(messages), error)
 
+    # What the door tells.
 
-def _nothing(*_: object) -> bytes:
-    raise zmq.Again
+    def on_room(self, link: Link) -> None:
+        """Do nothing: what is sent to a publisher is the protocol's own."""
+
+    def on_end(self, link: Link, broken: BrokenProtocol | None) -> None:
+        """Count what is lost when a publisher breaks the protocol."""
+        if broken is None or not link.session.ready:
+            return
+        what = f"broke the protocol: {broken}"
+        if isinstance(broken, FrameTooLarge):
+            limit = self.door.role.max_frame
+            what = f"sent a frame of more than {limit} bytes (max_message_size)"
+        self._rejects.add(
+            ORIGIN,
+            f"connection closed by the bus: {link.host} {what}; what it sent is lost",
+            b"",
+        )

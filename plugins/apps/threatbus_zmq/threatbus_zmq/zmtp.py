@@ -1,24 +1,26 @@
-"""ZMTP, the protocol of ZeroMQ's connections, as the side that publishes speaks it; no I/O.
+"""ZMTP, the protocol of ZeroMQ's connections, as the bus speaks it at its doors; no I/O.
 
 Source: rfc.zeromq.org/spec/37 (ZMTP 3.1); peers of version 3.0 are served, too. A `Session` is one
-connection: bytes that have come go in, subscriptions and bytes to be sent come out.
+connection: bytes that have come go in, messages and bytes to be sent come out.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import compress
+from operator import add
 from typing import Final, NamedTuple, Protocol
 
 from threatbus_zmq.mapping import P2P_LENGTH
 
 #: Bytes of the greeting with which both sides begin.
 GREETING_BYTES: Final = 64
-#: Bytes of a frame that a subscriber sends: a topic of a few letters, or a step of a handshake. A
-#: longer one ends the connection.
-MAX_UPSTREAM_BYTES: Final = 1024
+#: Bytes of a step of a handshake, or of a command; a longer one ends the connection.
+MAX_COMMAND_BYTES: Final = 1024
+#: Frames of one message; more end the connection.
+MAX_PARTS: Final = 16
 
 _SIGNATURE: Final = b"\xff" + bytes(8) + b"\x7f"
 _VERSION: Final = b"\x03\x01"
@@ -28,21 +30,22 @@ _MAX_CONTEXT_BYTES: Final = 16
 _MECHANISM: Final = slice(12, 32)
 
 # The flags of a frame.
-_MORE: Final = 1
+MORE: Final = 1
 _LONG: Final = 2
-_COMMAND: Final = 4
+COMMAND: Final = 4
 _SHORT_FRAME: Final = struct.Struct(">BB")
 _LONG_FRAME: Final = struct.Struct(">BQ")
 #: The longest body of which one byte can tell the length.
 _SHORT_BYTES: Final = 255
 
 _PROPERTY_LENGTH: Final = struct.Struct(">I")
-_SUBSCRIBES: Final = b"\x01"
-_CANCELS: Final = b"\x00"
+#: What a message begins with that subscribes, or cancels a subscription; version 3.1 has commands
+#: for it, too.
+SUBSCRIBES: Final = b"\x01"
+CANCELS: Final = b"\x00"
+_OF_COMMAND: Final = {b"SUBSCRIBE": SUBSCRIBES, b"CANCEL": CANCELS}
 # The reason in an ERROR command, with its length in front: ZAP's status for who may not come in.
 _REFUSAL: Final = b"\x03400"
-#: What may connect to a socket that publishes.
-_SUBSCRIBERS: Final = (b"SUB", b"XSUB")
 
 
 class BrokenProtocol(Exception):
@@ -53,11 +56,23 @@ class Refused(BrokenProtocol):
     """The peer has proved who it is, and may not come in."""
 
 
-class Change(NamedTuple):
-    """A subscriber wants what begins with `prefix`, or no longer does."""
+class FrameTooLarge(BrokenProtocol):
+    """The peer sends a frame that is larger than what is taken."""
 
-    wanted: bool
-    prefix: bytes
+
+class Role(NamedTuple):
+    """What the bus is at one of its doors, and for whom."""
+
+    kind: str
+    """The type of its socket."""
+    peers: tuple[str, ...]
+    """Types of the sockets that may connect; the first is the usual one."""
+    max_frame: int
+    """Bytes of the largest frame that is taken."""
+    begins_with: bytes = b""
+    """The message that a peer is sent as soon as both have come to terms; empty for none."""
+    takes_subscriptions: bool = False
+    """Whether peers subscribe."""
 
 
 class Mechanism(Protocol):
@@ -71,6 +86,8 @@ class Mechanism(Protocol):
     """The public key (Z85) that the peer has proved to have; None if it was asked for none."""
     ready: bool
     """Whether the handshake is over."""
+    overhead: int
+    """Bytes by which a frame is longer than what is wrapped in it."""
 
     def begin(self) -> bytes:
         """Give what is sent right after the greeting."""
@@ -81,8 +98,11 @@ class Mechanism(Protocol):
         Raises `BrokenProtocol` if the peer is not let in.
         """
 
-    def unwrap(self, flags: int, body: bytes) -> tuple[bool, bytes]:
-        """Give what is in a frame that has come: whether it is a command, and its bytes."""
+    def unwrap(self, flags: int, body: bytes) -> tuple[int, bytes]:
+        """Give what is in a frame that has come: its flags (`MORE`, `COMMAND`) and bytes."""
+
+    def message(self, body: bytes, *, more: bool = False) -> bytes:
+        """Give a frame of a message as it is sent; `more` of them follow, or it is the last."""
 
     def command(self, body: bytes) -> bytes:
         """Give a command as it is sent."""
@@ -113,8 +133,8 @@ class Frames:
 
     def _pieces(self) -> list[bytes]:
         """Give what stands before, between and after the topics."""
-        pairs = zip(self._kinds, self._documents, strict=True)
-        headers = [header(0, P2P_LENGTH + len(kind) + len(document)) for kind, document in pairs]
+        sizes = map(add, map(len, self._kinds), map(len, self._documents))
+        headers = list(map(_header_of_delivery, sizes))
         headers.append(b"")
         after = headers[1:]
         between = [headers[0]]
@@ -133,7 +153,6 @@ class Frames:
         return Frames(list(compress(self._kinds, wanted)), list(compress(self._documents, wanted)))
 
 
-@lru_cache(maxsize=4096)
 def header(flags: int, size: int) -> bytes:
     """Give what stands before the `size` bytes of a frame."""
     if size <= _SHORT_BYTES:
@@ -141,10 +160,16 @@ def header(flags: int, size: int) -> bytes:
     return _LONG_FRAME.pack(flags | _LONG, size)
 
 
+@lru_cache(maxsize=4096)
+def _header_of_delivery(size: int) -> bytes:
+    """Give what stands before a P2P topic and `size` bytes."""
+    return header(0, P2P_LENGTH + size)
+
+
 def command_frame(name: bytes, data: bytes) -> bytes:
     """Give the frame of a command."""
     body = command_body(name, data)
-    return header(_COMMAND, len(body)) + body
+    return header(COMMAND, len(body)) + body
 
 
 def command_body(name: bytes, data: bytes) -> bytes:
@@ -158,18 +183,19 @@ def split_command(body: bytes) -> tuple[bytes, bytes]:
     return body[1 : 1 + length], body[1 + length :]
 
 
-def metadata() -> bytes:
+def metadata(role: Role) -> bytes:
     """Give what this side says of itself when the handshake ends."""
-    kind = b"XPUB"
-    name = b"Socket-Type"
+    kind, name = role.kind.encode(), b"Socket-Type"
     return bytes((len(name),)) + name + _PROPERTY_LENGTH.pack(len(kind)) + kind
 
 
-def check_metadata(data: bytes) -> None:
-    """Raise `BrokenProtocol` if what the peer says of itself is no subscriber's."""
+def check_metadata(data: bytes, role: Role) -> None:
+    """Raise `BrokenProtocol` if what the peer says of itself is no partner for `role`."""
     kind = _properties(data).get(b"socket-type", b"")
-    if kind not in _SUBSCRIBERS:
-        raise BrokenProtocol(f"a socket of type {_shown(kind)} connects where a SUB should")
+    if kind.decode("latin-1") not in role.peers:
+        raise BrokenProtocol(
+            f"a socket of type {_shown(kind)} connects where a {role.peers[0]} should"
+        )
 
 
 def _properties(data: bytes) -> dict[bytes, bytes]:
@@ -203,31 +229,37 @@ class Null:
 
     name = b"NULL"
     as_server = False
+    overhead = 0
 
-    def __init__(self) -> None:
+    def __init__(self, role: Role) -> None:
+        self._role = role
         self.key: str | None = None
         self.ready = False
 
     def begin(self) -> bytes:
         """Give what is sent right after the greeting."""
-        return command_frame(b"READY", metadata())
+        return command_frame(b"READY", metadata(self._role))
 
     def answer(self, command: bytes) -> bytes:
         """Take the peer's READY; raises `BrokenProtocol`."""
         name, data = split_command(command)
         if name != b"READY":
             raise BrokenProtocol("it sends something else than READY")
-        check_metadata(data)
+        check_metadata(data, self._role)
         self.ready = True
         return b""
 
-    def unwrap(self, flags: int, body: bytes) -> tuple[bool, bytes]:
-        """Give what is in a frame that has come: whether it is a command, and its bytes."""
-        return bool(flags & _COMMAND), body
+    def unwrap(self, flags: int, body: bytes) -> tuple[int, bytes]:
+        """Give what is in a frame that has come: its flags and its bytes."""
+        return flags, body
+
+    def message(self, body: bytes, *, more: bool = False) -> bytes:
+        """Give a frame of a message as it is sent."""
+        return header(MORE if more else 0, len(body)) + body
 
     def command(self, body: bytes) -> bytes:
         """Give a command as it is sent."""
-        return header(_COMMAND, len(body)) + body
+        return header(COMMAND, len(body)) + body
 
     def messages(self, topic: bytes, frames: Frames) -> bytes:
         """Give all messages of `frames` as they are sent, each with `topic` in front."""
@@ -235,15 +267,31 @@ class Null:
 
 
 class Session:
-    """One connection of a subscriber, from the greeting on."""
+    """One connection, from the greeting on, at a door where the bus has a certain `role`.
 
-    def __init__(self, mechanism: Mechanism) -> None:
+    Take in what has come with `receive`, then `read` until nothing is left `unread`.
+    """
+
+    def __init__(self, mechanism: Mechanism, role: Role) -> None:
         self._mechanism = mechanism
+        self._role = role
         self._greeted = False
-        self._received = bytearray()
+        # What has come and is being read, and up to where it has been.
+        self._received = b""
+        self._at = 0
+        # The beginning of a frame, and how much of it is needed before there is more to be read.
+        self._begun = bytearray()
+        self._needed = 0
+        # The first frames of a message that is not complete.
+        self._parts: list[bytes] = []
+        # What was wrong behind what has been read.
+        self._broken: BrokenProtocol | None = None
         # What the handshake wants sent, and what is in the peer's last ping that has no answer yet.
         self._handshake = bytearray(_greeting(mechanism))
         self._ping: bytes | None = None
+        # Bytes of the largest frame that may come now, and whether the mechanism is to see all.
+        self._largest = MAX_COMMAND_BYTES
+        self._wrapped = True
 
     @property
     def ready(self) -> bool:
@@ -255,21 +303,45 @@ class Session:
         """The public key of the peer; None if it was asked for none."""
         return self._mechanism.key
 
-    def receive(self, data: bytes) -> Iterator[Change]:
-        """Take what has come; gives the changes of subscriptions. Raises `BrokenProtocol`."""
-        self._received += data
-        if not self._greeted and not self._greet():
-            return
-        for flags, body in self._frames():
-            if not self._mechanism.ready:
-                if not flags & _COMMAND:
-                    raise BrokenProtocol("it sends messages before the handshake is over")
-                self._handshake += self._answer(body)
-                continue
-            is_command, inner = self._mechanism.unwrap(flags, body)
-            change = self._on_command(inner) if is_command else _change_of_message(inner)
-            if change is not None:
-                yield change
+    @property
+    def unread(self) -> bool:
+        """Whether there may be more to `read` before anything further is to be received."""
+        return bool(self._received) or self._broken is not None
+
+    @property
+    def begun(self) -> int:
+        """Bytes of a frame that has not come whole."""
+        return len(self._begun)
+
+    def receive(self, data: bytes | memoryview) -> None:
+        """Take in what has come; only while nothing is `unread`."""
+        if len(self._begun) + len(data) < self._needed:
+            self._begun += data
+        else:
+            self._received = b"".join((self._begun, data))
+            self._begun, self._needed = bytearray(), 0
+
+    def read(self, limit: int) -> list[bytes]:
+        """Give messages' frames among the next `limit` ones; raises `BrokenProtocol`.
+
+        None with a limit of 0, which goes no further than the handshake. A subscription that came
+        as a command looks like one that came as a message. What came before the peer broke the
+        protocol is given first, then that is raised.
+        """
+        return self._read(limit)[0]
+
+    def read_messages(self, limit: int) -> list[list[bytes]]:
+        """Give the next messages, each with its frames, of at most `limit` frames; as `read`."""
+        found = []
+        for body, continued in zip(*self._read(limit), strict=True):
+            self._parts.append(body)
+            if not continued:
+                found.append(self._parts)
+                self._parts = []
+            elif len(self._parts) >= MAX_PARTS or sum(map(len, self._parts)) > self._largest:
+                self._broken = BrokenProtocol("it sends a message of too many frames")
+                break
+        return found
 
     def take_replies(self) -> bytes:
         """Give what is to be sent to the peer, besides messages, once.
@@ -283,16 +355,94 @@ class Session:
             self._ping = None
         return replies
 
+    def message(self, *parts: bytes) -> bytes:
+        """Give a message as it is sent."""
+        last = len(parts) - 1
+        return b"".join(
+            self._mechanism.message(part, more=number < last) for number, part in enumerate(parts)
+        )
+
     def messages(self, topic: bytes, frames: Frames) -> bytes:
         """Give all messages of `frames` as they are sent, each with `topic` in front."""
         return self._mechanism.messages(topic, frames)
 
-    def _answer(self, command: bytes) -> bytes:
+    # Inside.
+
+    def _read(self, limit: int) -> tuple[list[bytes], list[bool]]:
+        """Give frames of messages, and of each whether its message goes on with the next."""
+        if self._broken is not None:
+            raise self._broken
+        bodies: list[bytes] = []
+        continued: list[bool] = []
         try:
-            return self._mechanism.answer(command)
-        except Refused:
-            self._handshake += command_frame(b"ERROR", _REFUSAL)
-            raise
+            if self._greeted or self._greet():
+                self._split(limit, bodies, continued)
+        except BrokenProtocol as error:
+            self._received = b""
+            self._broken = error
+            if not bodies:
+                raise
+        return bodies, continued
+
+    def _split(self, limit: int, bodies: list[bytes], continued: list[bool]) -> None:
+        """Take frames off what has been received, and act on those that are no messages."""
+        data, at, end = self._received, self._at, len(self._received)
+        needed, left = 0, limit
+        while at < end and (left > 0 or not self.ready):
+            if not self._wrapped:
+                found, at = self._whole_messages(left)
+                if found:
+                    bodies += found
+                    continued += [False] * len(found)
+                    left -= len(found)
+                    self._at = at
+                    continue
+            left -= 1
+            flags = data[at]
+            start = at + (_LONG_FRAME.size if flags & _LONG else _SHORT_FRAME.size)
+            if start > end:
+                needed = start
+                break
+            size = _LONG_FRAME.unpack_from(data, at)[1] if flags & _LONG else data[at + 1]
+            if size > self._largest or (flags & COMMAND and size > MAX_COMMAND_BYTES):
+                raise FrameTooLarge(f"it sends a frame of {size} bytes")
+            stop = start + size
+            if stop > end:
+                needed = stop
+                break
+            self._at = at = stop
+            if (part := self._unwrap(flags, data[start:stop])) is not None:
+                bodies.append(part[1])
+                continued.append(bool(part[0] & MORE))
+        if needed:
+            self._begun, self._needed = bytearray(data[at:]), needed - at
+        if needed or at == end:
+            self._received, self._at = b"", 0
+
+    def _whole_messages(self, limit: int) -> tuple[list[bytes], int]:
+        """Give the messages of one frame that come next, and where they end.
+
+        Nearly all that is published passes here, so this does no more than that.
+        """
+        data, at, end, largest = self._received, self._at, len(self._received), self._largest
+        unpack = _LONG_FRAME.unpack_from
+        found: list[bytes] = []
+        while at < end and len(found) < limit:
+            flags = data[at]
+            if flags == _LONG and at + _LONG_FRAME.size <= end:
+                size = unpack(data, at)[1]
+                start = at + _LONG_FRAME.size
+            elif flags == 0 and at + 1 < end:
+                size = data[at + 1]
+                start = at + _SHORT_FRAME.size
+            else:
+                break
+            stop = start + size
+            if stop > end or size > largest:
+                break
+            found.append(data[start:stop])
+            at = stop
+        return found, at
 
     def _greet(self) -> bool:
         """Read the peer's greeting; False if it is not complete yet."""
@@ -303,34 +453,46 @@ class Session:
         if received[10:11] and received[10] < _OLDEST_MAJOR:
             raise BrokenProtocol("its ZeroMQ is older than version 4")
         if len(received) < GREETING_BYTES:
+            # What is wrong shows early: each further byte is looked at.
+            self._begun, self._needed = bytearray(received), len(received) + 1
+            self._received = b""
             return False
-        name = bytes(received[_MECHANISM]).rstrip(b"\0")
+        name = received[_MECHANISM].rstrip(b"\0")
         if name != mechanism.name:
             theirs, ours = _shown(name), mechanism.name.decode()
             raise BrokenProtocol(f"its security mechanism is {theirs}, the bus's {ours}")
-        del received[:GREETING_BYTES]
+        self._at = GREETING_BYTES
         self._greeted = True
         self._handshake += mechanism.begin()
         return True
 
-    def _frames(self) -> Iterator[tuple[int, bytes]]:
-        received = self._received
-        while len(received) >= _SHORT_FRAME.size:
-            flags = received[0]
-            form = _LONG_FRAME if flags & _LONG else _SHORT_FRAME
-            if len(received) < form.size:
-                return
-            _, size = form.unpack_from(received)
-            if size > MAX_UPSTREAM_BYTES:
-                raise BrokenProtocol(f"it sends a frame of {size} bytes")
-            end = form.size + size
-            if len(received) < end:
-                return
-            body = bytes(received[form.size : end])
-            del received[:end]
-            yield flags, body
+    def _unwrap(self, flags: int, body: bytes) -> tuple[int, bytes] | None:
+        """Give flags and bytes of what is in a frame, if it is part of a message."""
+        if not self._mechanism.ready:
+            if not flags & COMMAND:
+                raise BrokenProtocol("it sends messages before the handshake is over")
+            self._shake_hands(body)
+            return None
+        flags, body = self._mechanism.unwrap(flags, body)
+        if flags & COMMAND:
+            message = self._on_command(body)
+            return None if message is None else (0, message)
+        return flags, body
 
-    def _on_command(self, body: bytes) -> Change | None:
+    def _shake_hands(self, command: bytes) -> None:
+        try:
+            self._handshake += self._mechanism.answer(command)
+        except Refused:
+            self._handshake += command_frame(b"ERROR", _REFUSAL)
+            raise
+        if self._mechanism.ready:
+            self._largest = self._role.max_frame + self._mechanism.overhead
+            self._wrapped = bool(self._mechanism.overhead)
+            if self._role.begins_with:
+                self._handshake += self.message(self._role.begins_with)
+
+    def _on_command(self, body: bytes) -> bytes | None:
+        """Act on a command; gives the message that a subscription would be."""
         name, data = split_command(body)
         if name == b"PING":
             # Two bytes say for how long the peer is content without a ping.
@@ -340,9 +502,9 @@ class Session:
             return None
         if name == b"PONG":
             return None
-        if name in (b"SUBSCRIBE", b"CANCEL"):
-            return Change(name == b"SUBSCRIBE", data)
-        raise BrokenProtocol("it sends something else than subscriptions")
+        if self._role.takes_subscriptions and name in _OF_COMMAND:
+            return _OF_COMMAND[name] + data
+        raise BrokenProtocol(f"it sends a command that has no place here: {_shown(name)}")
 
 
 def _greeting(mechanism: Mechanism) -> bytes:
@@ -354,11 +516,3 @@ def _greeting(mechanism: Mechanism) -> bytes:
 def _shown(name: bytes) -> str:
     """Give what a peer calls something as it may stand in a log: letters, and not many."""
     return repr(name[:20])[2:-1]
-
-
-def _change_of_message(body: bytes) -> Change:
-    """Read a subscription as version 3.0 sends it."""
-    kind, prefix = body[:1], body[1:]
-    if kind not in (_SUBSCRIBES, _CANCELS):
-        raise BrokenProtocol("it sends something else than subscriptions")
-    return Change(kind == _SUBSCRIBES, prefix)
