@@ -69,6 +69,28 @@ def test_a_message_is_persistent_has_an_id_of_its_own_and_the_bytes_that_came(
     assert len({found.partition(":")[0] for found in ids}) == 1
 
 
+def test_messages_that_go_out_together_are_sent_in_one_piece(
+    start_bus: Buses,
+    open_app: OpenApp,
+    cluster: Cluster,
+    peer: Peer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pieces: list[int] = []
+    send = pika.SelectConnection._adapter_emit_data
+
+    def counted(connection: pika.SelectConnection, data: bytes) -> None:
+        pieces.append(len(data))
+        send(connection, data)
+
+    monkeypatch.setattr(pika.SelectConnection, "_adapter_emit_data", counted)
+    start_bus(APPS, cluster.backbones())
+    batch = indicators(100)
+    open_app.inq.put_many(batch)
+    assert [peer.receive()[0] for _ in batch] == [message.data for message in batch]
+    assert max(pieces) > sum(len(message.data) for message in batch)
+
+
 def test_exchange_and_queue_survive_a_restart_of_the_broker(
     start_bus: Buses, open_app: OpenApp, cluster: Cluster
 ) -> None:
