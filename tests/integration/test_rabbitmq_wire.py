@@ -15,6 +15,7 @@ import pytest
 from helpers.buses import Buses, OpenApp, reject_lines
 from helpers.documents import encode, indicator, indicator_bytes, indicators, sighting_bytes
 from helpers.waiting import eventually
+from pika.adapters.utils import io_services_utils
 from threatbus_rabbitmq.connection import BrokerRefusal
 
 from integration.rabbit_helpers import (
@@ -77,13 +78,14 @@ def test_messages_that_go_out_together_are_sent_in_one_piece(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pieces: list[int] = []
-    send = pika.SelectConnection._adapter_emit_data
+    transport: Any = io_services_utils._AsyncPlaintextTransport
+    write = transport.write
 
-    def counted(connection: pika.SelectConnection, data: bytes) -> None:
+    def counted(self: Any, data: bytes) -> None:
         pieces.append(len(data))
-        send(connection, data)
+        write(self, data)
 
-    monkeypatch.setattr(pika.SelectConnection, "_adapter_emit_data", counted)
+    monkeypatch.setattr(transport, "write", counted)
     start_bus(APPS, cluster.backbones())
     batch = indicators(100)
     open_app.inq.put_many(batch)

@@ -114,6 +114,7 @@ class _Connection(pika.SelectConnection):
 
     #: What is to be sent when the loop has dealt with what it is at.
     _outgoing: list[bytes] | None = None
+    _transport: Any
     _frame_buffer: bytes
     _terminate_stream: Callable[[BaseException | None], None]
 
@@ -135,7 +136,7 @@ class _Connection(pika.SelectConnection):
     def _send_outgoing(self) -> None:
         outgoing, self._outgoing = self._outgoing, None
         if outgoing and self._transport is not None:
-            super()._adapter_emit_data(b"".join(outgoing))
+            self._transport.write(b"".join(outgoing))
 
     def _read_frame(self) -> Any:
         """Give the next frame, a header without its properties if pika cannot decode them.
