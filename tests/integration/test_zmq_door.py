@@ -1,4 +1,4 @@
-"""The door at which subscribers connect: peers of ZeroMQ's, old and new, and those that are odd."""
+"""The doors: peers of ZeroMQ's, old and new, and those that are odd."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ from threatbus_zmq.door import (
 )
 from threatbus_zmq.publisher import MAX_LINKS
 from threatbus_zmq.tcpinfo import TcpInfo, tcp_info
+from threatbus_zmq.zmtp import header
 
 from integration.zmq_helpers import App, Apps, ZmqBus, number_of, numbered
 from threatbus.errors import InvalidConfig
 
 #: The greeting of a peer that speaks ZMTP 3.0, as libzmq 4.0 to 4.2 do; and its READY.
 GREETING_3_0 = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0" + b"NULL".ljust(20, b"\0") + bytes(32)
-READY = b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03SUB"
 GREETING_BYTES = 64
-READY_BYTES = 28
 
 
-class RawSub:
-    """A SUB without ZeroMQ, which says what a test wants it to."""
+class RawPeer:
+    """A SUB, PUB or REQ without ZeroMQ, which says what a test wants it to."""
 
     def __init__(self, port: int, tcp: socket.socket | None = None) -> None:
         self.tcp = tcp or socket.create_connection(("127.0.0.1", port), timeout=SOON)
@@ -46,17 +45,20 @@ class RawSub:
             data += more
         return data
 
-    def come_to_terms(self) -> None:
+    def come_to_terms(self, kind: bytes = b"SUB") -> None:
         """Do greeting and handshake."""
         self.tcp.sendall(GREETING_3_0)
         assert len(self.read(GREETING_BYTES)) == GREETING_BYTES
-        self.tcp.sendall(READY)
-        assert self.read(READY_BYTES)[3:8] == b"READY"
+        self.tcp.sendall(_ready(kind))
+        assert self.frame()[1][:6] == b"\x05READY"
+
+    def send(self, body: bytes, flags: int = 0) -> None:
+        """Send a frame."""
+        self.tcp.sendall(header(flags, len(body)) + body)
 
     def subscribe(self, prefix: bytes) -> None:
         """Subscribe as version 3.0 does: in a message."""
-        body = b"\x01" + prefix
-        self.tcp.sendall(b"\0" + bytes((len(body),)) + body)
+        self.send(b"\x01" + prefix)
 
     def frame(self) -> tuple[int, bytes]:
         """Read one frame: its flags and what it holds."""
@@ -73,10 +75,15 @@ class RawSub:
 
 
 @pytest.fixture
-def raw(bus: ZmqBus) -> Iterator[RawSub]:
-    made = RawSub(bus.pub)
+def raw(bus: ZmqBus) -> Iterator[RawPeer]:
+    made = RawPeer(bus.pub)
     yield made
     made.tcp.close()
+
+
+def _ready(kind: bytes) -> bytes:
+    body = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
+    return header(4, len(body)) + body
 
 
 def links(bus: ZmqBus) -> int:
@@ -84,7 +91,7 @@ def links(bus: ZmqBus) -> int:
 
 
 def test_a_subscriber_of_version_3_0_gets_frames_with_no_flag_but_that_of_their_length(
-    bus: ZmqBus, app: App, publisher: App, raw: RawSub
+    bus: ZmqBus, app: App, publisher: App, raw: RawPeer
 ) -> None:
     app.subscribe("stix2")
     raw.come_to_terms()
@@ -98,7 +105,7 @@ def test_a_subscriber_of_version_3_0_gets_frames_with_no_flag_but_that_of_their_
 
 
 def test_a_short_message_goes_in_a_short_frame(
-    bus: ZmqBus, app: App, publisher: App, raw: RawSub
+    bus: ZmqBus, app: App, publisher: App, raw: RawPeer
 ) -> None:
     app.subscribe("threatbus")
     raw.come_to_terms()
@@ -144,7 +151,7 @@ def test_a_subscriber_whose_machine_does_not_answer_is_let_go(
 
 
 def test_the_kernel_tells_of_a_connection_how_long_it_is_silent_and_what_it_takes(
-    bus: ZmqBus, raw: RawSub
+    bus: ZmqBus, raw: RawPeer
 ) -> None:
     raw.come_to_terms()
     (link,) = bus.endpoint.publisher.door._links.values()
@@ -158,7 +165,7 @@ def test_the_kernel_tells_of_a_connection_how_long_it_is_silent_and_what_it_take
 
 
 def test_who_does_not_come_to_terms_in_time_is_let_go(
-    bus: ZmqBus, raw: RawSub, caplog: pytest.LogCaptureFixture
+    bus: ZmqBus, raw: RawPeer, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw.tcp.sendall(GREETING_3_0)
     eventually(lambda: links(bus) == 1)
@@ -179,7 +186,7 @@ def test_a_socket_of_the_wrong_type_is_told_to_the_log(
 
 
 def test_a_peer_whose_zeromq_is_too_old_is_told_to_the_log(
-    bus: ZmqBus, raw: RawSub, caplog: pytest.LogCaptureFixture
+    bus: ZmqBus, raw: RawPeer, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw.tcp.sendall(b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x01")
     assert raw.is_ended()
@@ -190,7 +197,7 @@ def test_answers_that_nobody_reads_take_no_memory(bus: ZmqBus) -> None:
     with socket.socket() as tcp:
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         tcp.connect(("127.0.0.1", bus.pub))
-        raw = RawSub(bus.pub, tcp)
+        raw = RawPeer(bus.pub, tcp)
         raw.come_to_terms()
         (link,) = bus.endpoint.publisher.door._links.values()
         link.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
@@ -239,7 +246,7 @@ def test_what_is_under_way_is_remembered_however_large_the_apps_buffer_is(
     with socket.socket() as tcp:
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024 * 1024)
         tcp.connect(("127.0.0.1", bus.pub))
-        raw = RawSub(bus.pub, tcp)
+        raw = RawPeer(bus.pub, tcp)
         raw.come_to_terms()
         raw.subscribe(app.p2p.encode())
         app.connected()
@@ -258,7 +265,7 @@ def test_connections_that_are_dead_keep_no_new_one_from_its_messages(
     bus: ZmqBus, app: App, publisher: App
 ) -> None:
     app.subscribe("stix2")
-    dead = [RawSub(bus.pub) for _ in range(20)]
+    dead = [RawPeer(bus.pub) for _ in range(20)]
     for each in dead:
         each.come_to_terms()
         each.subscribe(app.p2p.encode())
@@ -271,7 +278,7 @@ def test_connections_that_are_dead_keep_no_new_one_from_its_messages(
 
 
 def test_a_sub_that_lives_long_leaves_nothing_of_its_ended_subscriptions(
-    bus: ZmqBus, app: App, raw: RawSub
+    bus: ZmqBus, app: App, raw: RawPeer
 ) -> None:
     raw.come_to_terms()
     for _ in range(20):
@@ -359,3 +366,139 @@ def test_a_host_that_nobody_knows_stops_the_start_and_is_named_for_each_door(
         zmq_apps.bus(host="nobody.invalid", allow_insecure=True)
     named = [error.key for error in caught.value.errors]
     assert named == [f"plugins.apps.zmq.{door}" for door in ("manage", "pub", "sub")]
+
+
+# Publishers.
+
+
+@pytest.fixture
+def raw_publisher(bus: ZmqBus) -> Iterator[RawPeer]:
+    made = RawPeer(bus.sub)
+    made.come_to_terms(b"PUB")
+    yield made
+    made.tcp.close()
+
+
+def test_a_publisher_of_version_3_0_is_asked_for_everything_and_heard(
+    app: App, raw_publisher: RawPeer
+) -> None:
+    app.subscribe("stix2").connect().connected()
+    assert raw_publisher.frame() == (0, b"\x01")
+    for number in range(3):
+        raw_publisher.send(b"stix2/indicator " + numbered(number))
+    assert app.receive_until(2) == [0, 1, 2]
+
+
+def test_a_message_that_comes_byte_by_byte_is_one_message(app: App, raw_publisher: RawPeer) -> None:
+    app.subscribe("stix2").connect().connected()
+    raw_publisher.tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    body = b"stix2/indicator " + numbered(0)
+    for byte in header(0, len(body)) + body:
+        raw_publisher.tcp.send(bytes((byte,)))
+    assert app.receive_until(0) == [0]
+
+
+def test_what_a_publisher_sent_before_it_broke_the_protocol_arrives(
+    bus: ZmqBus, app: App, raw_publisher: RawPeer
+) -> None:
+    app.subscribe("stix2").connect().connected()
+    body = b"stix2/indicator " + numbered(0)
+    raw_publisher.tcp.sendall(header(0, len(body)) + body + header(0, 2**40))
+    assert app.receive_until(0) == [0]
+    assert raw_publisher.is_ended()
+    eventually(lambda: bus.rejected("connection closed by the bus") == 1)
+
+
+def test_what_a_publisher_sent_before_it_vanished_arrives(
+    bus: ZmqBus, app: App, raw_publisher: RawPeer
+) -> None:
+    app.subscribe("stix2").connect().connected()
+    for number in range(500):
+        raw_publisher.send(b"stix2/indicator " + numbered(number))
+    # It ends with a reset, not with a farewell.
+    raw_publisher.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    bus.accepted(500)
+    raw_publisher.tcp.close()
+    assert app.receive_until(499) == list(range(500))
+    eventually(lambda: not bus.endpoint.receiver.door._links)
+    assert bus.bus.rejects.total == 0
+
+
+def test_who_connects_while_the_bus_takes_nothing_is_known_before_it_does(
+    zmq_apps: Apps,
+) -> None:
+    bus = zmq_apps.bus(queues={"overflow": "block", "outq_messages": 1000})
+    slow, first = zmq_apps.app(bus).subscribe("stix2"), zmq_apps.app(bus)
+    first.publish_numbered(0, 1500)
+    eventually(lambda: not bus.bus.intake.writable, what="everybody waits")
+    late = zmq_apps.app(bus)
+    # Its property waits for the bus's subscription; what is sent before that is dropped.
+    late.publish_numbered(1500, 500)
+    slow.connect()
+    numbers = [number_of(frame) for frame in slow.receive_all(2000)]
+    assert sorted(numbers) == list(range(2000))
+
+
+def test_large_frames_that_never_come_whole_take_no_memory_without_bound(
+    bus: ZmqBus, app: App, publisher: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = bus.endpoint.receiver.door
+    monkeypatch.setattr(door, "_most_begun", 10_000_000)
+    app.subscribe("stix2").connect().connected()
+    peers = [RawPeer(bus.sub) for _ in range(20)]
+    for peer in peers:
+        peer.come_to_terms(b"PUB")
+        peer.tcp.sendall(header(0, 9_000_000) + b"x" * 1_000_000)
+    eventually(lambda: len(door._links) < 20)
+    assert peers[0].is_ended(), "who began first has taken longest"
+    eventually(lambda: sum(link.session.begun for link in door._links.values()) <= 10_000_000)
+    publisher.publish_numbered(0, 10)
+    assert app.receive_until(9) == list(range(10))
+    for peer in peers:
+        peer.tcp.close()
+
+
+# Requests.
+
+
+def test_a_request_that_has_no_empty_frame_in_front_is_told_to_the_log(
+    bus: ZmqBus, app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    dealer = app.socket(zmq.DEALER, bus.address("manage"))
+    dealer.send(b'{"action": "heartbeat", "topic": "a"}')
+    eventually(lambda: "its requests have no empty frame in front" in caplog.text)
+    assert app.ask(action="heartbeat", topic="a")["status"] == "error"
+
+
+def test_a_reply_goes_back_the_way_that_the_request_came(bus: ZmqBus, app: App) -> None:
+    dealer = app.socket(zmq.DEALER, bus.address("manage"))
+    for number in range(100):
+        dealer.send_multipart([b"way %d" % number, b"there", b"", b"{"])
+    for number in range(100):
+        assert dealer.poll(int(SOON * 1000))
+        *way, reply = dealer.recv_multipart()
+        assert way == [b"way %d" % number, b"there", b""]
+        assert b'"error"' in reply
+
+
+def test_who_asks_on_and_on_and_reads_no_answer_is_cut_off(
+    zmq_apps: Apps, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threatbus_zmq.requests.MAX_UNREAD_BYTES", 10_000)
+    bus = zmq_apps.bus(max_requests_per_second=10_000_000)
+    with socket.socket() as tcp:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        tcp.connect(("127.0.0.1", bus.manage))
+        raw = RawPeer(bus.manage, tcp)
+        raw.come_to_terms(b"DEALER")
+        (link,) = bus.endpoint.requests.door._links.values()
+        link.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+        request = header(1, 0) + header(0, 1) + b"{"
+
+        def goes_on() -> bool:
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                raw.tcp.send(request * 1000, socket.MSG_DONTWAIT)
+            return "it does not read what it is answered" in caplog.text
+
+        eventually(goes_on)
+    assert zmq_apps.app(bus).ask(action="heartbeat", topic="a")["status"] == "error"
