@@ -26,7 +26,7 @@ from threatbus_zmq.zmtp import BrokenProtocol, Refused, Role, Session
 
 logger = logging.getLogger("threatbus.zmq.door")
 
-#: Connections that one turn of the loop deals with.
+#: Connections with something new that one turn of the loop deals with.
 LINKS_PER_TURN: Final = 100
 #: Connections that may wait to be accepted.
 BACKLOG: Final = 1024
@@ -36,7 +36,7 @@ SEND_BUFFER_BYTES: Final = 512 * 1024
 READ_BYTES: Final = 240 * 1024
 LEAST_READ_BYTES: Final = 4096
 #: Bytes of frames that have not come whole, of all connections together: at least, and as many of
-#: the largest frames. A frame is only counted when more of it is there than can be read at once.
+#: the largest frames. What is less than `LEAST_READ_BYTES` of a frame is not counted.
 BEGUN_BYTES: Final = 64 * 1024 * 1024
 BEGUN_FRAMES: Final = 2
 #: Seconds that a peer has for greeting and handshake.
@@ -97,8 +97,10 @@ class Door(Generic[L]):
         self._links: dict[int, L] = {}
         # Those that have come to terms and have something left to read.
         self._unread: dict[int, L] = {}
-        # Those with a large part of a frame, the one that it was begun first on in front.
-        self._begun: dict[int, L] = {}
+        # Bytes of a frame of which a large part has come, by descriptor; the one that was begun
+        # first is in front. And all of them together.
+        self._begun: dict[int, int] = {}
+        self._begun_bytes = 0
         self._most_begun = max(BEGUN_BYTES, BEGUN_FRAMES * role.max_frame)
         self._buffer = memoryview(bytearray(READ_BYTES))
         # Whether the descriptor says that somebody speaks, and whether somebody does.
@@ -188,7 +190,7 @@ class Door(Generic[L]):
                 self._hearer.on_room(link)
             if events & ~select.EPOLLOUT and descriptor not in self._unread:
                 found.append(link)
-        return found[:LINKS_PER_TURN]
+        return found
 
     def read(self, link: L, limit: int, share: int = 1) -> list[bytes]:
         """Read frames of a connection, at most `limit`; one of `share` that are read in turn."""
@@ -220,7 +222,7 @@ class Door(Generic[L]):
         if self._links.pop(descriptor, None) is None:
             return
         self._unread.pop(descriptor, None)
-        self._begun.pop(descriptor, None)
+        self._begun_bytes -= self._begun.pop(descriptor, 0)
         if why:
             peer = self.role.peers[0]
             self._log.log(
@@ -243,6 +245,7 @@ class Door(Generic[L]):
         links, self._links = self._links, {}
         self._unread.clear()
         self._begun.clear()
+        self._begun_bytes = 0
         self._spoken = False
         if self._listener is not None:
             self._listener.close()
@@ -356,12 +359,14 @@ class Door(Generic[L]):
         self._unread.pop(descriptor, None)
         if session.unread and session.ready:
             self._unread[descriptor] = link
-        if session.begun <= READ_BYTES:
+        begun = session.begun if session.begun > LEAST_READ_BYTES else 0
+        self._begun_bytes += begun - self._begun.get(descriptor, 0)
+        if begun:
+            self._begun[descriptor] = begun
+        else:
             self._begun.pop(descriptor, None)
-            return
-        self._begun.setdefault(descriptor, link)
-        while sum(each.session.begun for each in self._begun.values()) > self._most_begun:
-            oldest = next(iter(self._begun.values()))
+        while self._begun_bytes > self._most_begun:
+            oldest = self._links[next(iter(self._begun))]
             self.cut_off(oldest, "too many large frames come at once, and its has taken longest")
 
     def _watch_room(self, link: Link, wanted: bool) -> None:
