@@ -6,8 +6,9 @@ import contextlib
 import errno
 import itertools
 import socket
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import zmq
@@ -20,9 +21,11 @@ from threatbus_zmq.door import (
     Door,
     _address_of,
 )
+from threatbus_zmq.endpoint import Endpoint as BusEndpoint
 from threatbus_zmq.publisher import MAX_LINKS
+from threatbus_zmq.receiver import BATCH, Receiver
 from threatbus_zmq.tcpinfo import TcpInfo, tcp_info
-from threatbus_zmq.zmtp import header
+from threatbus_zmq.zmtp import Null, Role, Session, header
 
 from integration.zmq_helpers import App, Apps, ZmqBus, number_of, numbered
 from threatbus.errors import InvalidConfig
@@ -455,6 +458,71 @@ def test_large_frames_that_never_come_whole_take_no_memory_without_bound(
     publisher.publish_numbered(0, 10)
     assert app.receive_until(9) == list(range(10))
     for peer in peers:
+        peer.tcp.close()
+
+
+def test_a_bus_that_takes_nothing_does_not_spin_over_what_it_does_not_read(
+    zmq_apps: Apps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = zmq_apps.bus(queues={"overflow": "block", "outq_messages": 1000})
+    slow, publisher = zmq_apps.app(bus).subscribe("stix2"), zmq_apps.app(bus)
+    publisher.publish_numbered(0, 5000)
+    eventually(lambda: not bus.bus.intake.writable, what="everybody waits")
+    turns = []
+    turn = BusEndpoint._turn
+
+    def counted(self: BusEndpoint) -> None:
+        turns.append(self)
+        turn(self)
+
+    monkeypatch.setattr(BusEndpoint, "_turn", counted)
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() - began > 0.3)
+    assert len(turns) < 100
+    slow.connect()
+    assert slow.receive_until(4999) == list(range(5000))
+
+
+def test_each_publisher_has_its_share_of_a_turn_whatever_the_others_send() -> None:
+    class Inq:
+        writable = True
+
+    def session(role: Role, _: str) -> Session:
+        return Session(Null(role), role)
+
+    receiver = Receiver(
+        cast("Any", None), cast("Any", Inq()), cast("Any", None), lambda: None, session, 1000
+    )
+    door = receiver.door
+    door.bind("127.0.0.1", 0)
+    assert door._listener is not None
+    port = door._listener.getsockname()[1]
+    peers = {}
+    for name in (b"a", b"b", b"c"):
+        peer = peers[name] = RawPeer(port)
+        peer.tcp.sendall(GREETING_3_0 + _ready(b"PUB"))
+
+    def are_there() -> bool:
+        door.serve()
+        return sum(link.session.ready for link in door._links.values()) == 3
+
+    eventually(are_there)
+    peers[b"a"].tcp.sendall(header(0, 1) + b"a")
+    for name in (b"b", b"c"):
+        peers[name].tcp.sendall((header(0, 1) + name) * 10_000)
+    found: list[bytes] = []
+
+    def has_come() -> bool:
+        door.serve()
+        found.extend(receiver._read()[0].frames)
+        return {b"a", b"b", b"c"} <= set(found)
+
+    eventually(has_come)
+    batch, count = receiver._read()
+    assert count == len(batch.frames) <= BATCH
+    assert batch.frames.count(b"b") == batch.frames.count(b"c") == BATCH // 2
+    door.close()
+    for peer in peers.values():
         peer.tcp.close()
 
 

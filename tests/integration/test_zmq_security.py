@@ -269,6 +269,23 @@ def test_a_publisher_whose_key_is_revoked_is_cut_off_at_its_next_message(
     bus.accepted(2)
 
 
+def test_a_publisher_that_may_write_no_longer_is_cut_off_at_its_next_message(
+    zmq_apps: Apps, bus: ZmqBus, keys: Keys
+) -> None:
+    writer = zmq_apps.app(bus, keys=keys.client("writer"))
+    eventually(lambda: not writer.is_refused("sub", zmq.PUB))
+    writer.publish_numbered(0, 1)
+    bus.accepted(1)
+    ends = writer.ends_of(writer.pub)
+    content = keys.known("writer").read_text()
+    keys.rewrite("writer", content.replace('write: ["stix2/"]', "write: []"))
+    assert "write: []" in keys.known("writer").read_text()
+    bus.time_passes(2)
+    writer.publish_numbered(1, 1)
+    assert ends.poll(10_000), "it is still connected"
+    eventually(lambda: bus.rejected("may not write any more") == 1)
+
+
 def test_a_new_key_under_the_same_name_ends_the_old_one(
     zmq_apps: Apps, bus: ZmqBus, keys: Keys
 ) -> None:
