@@ -461,7 +461,7 @@ def test_large_frames_that_never_come_whole_take_no_memory_without_bound(
         peer.tcp.close()
 
 
-def test_a_bus_that_takes_nothing_does_not_spin_over_what_it_does_not_read(
+def test_a_bus_that_takes_nothing_reads_nothing_and_does_not_spin_over_it(
     zmq_apps: Apps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bus = zmq_apps.bus(queues={"overflow": "block", "outq_messages": 1000})
@@ -479,6 +479,7 @@ def test_a_bus_that_takes_nothing_does_not_spin_over_what_it_does_not_read(
     began = time.monotonic()
     eventually(lambda: time.monotonic() - began > 0.3)
     assert len(turns) < 100
+    assert slow.delivery().waiting <= 1000 + BATCH
     slow.connect()
     assert slow.receive_until(4999) == list(range(5000))
 
