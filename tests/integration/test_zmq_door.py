@@ -22,6 +22,7 @@ from threatbus_zmq.door import (
     _address_of,
 )
 from threatbus_zmq.endpoint import Endpoint as BusEndpoint
+from threatbus_zmq.pace import CROWD
 from threatbus_zmq.publisher import MAX_LINKS
 from threatbus_zmq.receiver import BATCH, Receiver
 from threatbus_zmq.tcpinfo import TcpInfo, tcp_info
@@ -461,6 +462,16 @@ def test_large_frames_that_never_come_whole_take_no_memory_without_bound(
         peer.tcp.close()
 
 
+def test_what_is_more_than_a_turn_takes_waits_for_the_next_and_no_longer(
+    app: App, publisher: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threatbus_zmq.receiver.BATCH", CROWD)
+    monkeypatch.setattr("threatbus_zmq.endpoint.HOUSEKEEPING_SECS", 60.0)
+    app.subscribe("stix2").connect().connected()
+    publisher.publish_numbered(0, 1000)
+    assert app.receive_until(999, timeout=SOON) == list(range(1000))
+
+
 def test_a_bus_that_takes_nothing_reads_nothing_and_does_not_spin_over_it(
     zmq_apps: Apps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -539,11 +550,15 @@ def test_a_request_that_has_no_empty_frame_in_front_is_told_to_the_log(
     assert app.ask(action="heartbeat", topic="a")["status"] == "error"
 
 
-def test_a_reply_goes_back_the_way_that_the_request_came(bus: ZmqBus, app: App) -> None:
+def test_a_reply_goes_back_the_way_that_the_request_came(
+    bus: ZmqBus, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threatbus_zmq.endpoint.HOUSEKEEPING_SECS", 60.0)
     dealer = app.socket(zmq.DEALER, bus.address("manage"))
-    for number in range(100):
+    # More than are answered in one turn of the loop, so that some wait for the next.
+    for number in range(900):
         dealer.send_multipart([b"way %d" % number, b"there", b"", b"{"])
-    for number in range(100):
+    for number in range(900):
         assert dealer.poll(int(SOON * 1000))
         *way, reply = dealer.recv_multipart()
         assert way == [b"way %d" % number, b"there", b""]

@@ -124,6 +124,14 @@ def test_too_many_requests_are_told_so_and_then_cost_the_connection(
     assert "makes too many management requests" in caplog.text
 
 
+def test_connections_of_one_host_have_a_count_each(zmq_apps: Apps) -> None:
+    bus = zmq_apps.bus(max_requests_per_second=1)
+    app = zmq_apps.app(bus)
+    # Each by a connection of its own.
+    for _ in range(20):
+        assert "reason" not in app.ask(action="subscribe", topic="stix2")
+
+
 @pytest.mark.parametrize("with_keys", [False, True], ids=["without keys", "with keys"])
 def test_a_flood_of_requests_keeps_nobody_elses_waiting(
     zmq_apps: Apps, tmp_path: Path, with_keys: bool

@@ -251,6 +251,26 @@ def test_a_revoked_client_keeps_no_connection_even_without_a_subscription(
     assert ends.poll(10_000), "it is still connected"
 
 
+def test_a_revoked_client_that_is_still_connected_is_answered_nothing_more(
+    zmq_apps: Apps, bus: ZmqBus, keys: Keys
+) -> None:
+    app = zmq_apps.app(bus, keys=keys.client("app"))
+    eventually(lambda: not app.is_refused("manage", zmq.REQ))
+    request = [b"", b'{"action": "subscribe", "topic": "stix2"}']
+    dealer = app.socket(zmq.DEALER, bus.address("manage"))
+    ends = app.ends_of(dealer)
+    dealer.send_multipart(request)
+    assert dealer.poll(int(SOON * 1000))
+    assert b"success" in dealer.recv_multipart()[1]
+    keys.revoke("app")
+    bus.time_passes(2)
+    eventually(lambda: bus.endpoint.publisher._deliveries == {})
+    dealer.send_multipart(request)
+    assert ends.poll(10_000), "it is still connected"
+    assert not dealer.poll(0)
+    assert bus.endpoint.publisher._deliveries == {}
+
+
 def test_a_publisher_whose_key_is_revoked_is_cut_off_at_its_next_message(
     zmq_apps: Apps, bus: ZmqBus, keys: Keys
 ) -> None:
