@@ -12,19 +12,23 @@ from typing import Any, cast
 
 import pytest
 import zmq
+from helpers.documents import indicator_bytes
 from helpers.waiting import SOON, eventually
 from threatbus_zmq.door import (
     EXHAUSTED_SECS,
     GONE_SECS,
     HANDSHAKE_SECS,
     LOOK_SECS,
+    READ_BYTES,
+    STALLED_SECS,
     Door,
     _address_of,
 )
 from threatbus_zmq.endpoint import Endpoint as BusEndpoint
 from threatbus_zmq.pace import CROWD
 from threatbus_zmq.publisher import MAX_LINKS
-from threatbus_zmq.receiver import BATCH, Receiver
+from threatbus_zmq.receiver import AHEAD_BYTES, BATCH, Receiver
+from threatbus_zmq.requests import FRAMES, UNREAD_SECS
 from threatbus_zmq.tcpinfo import TcpInfo, tcp_info
 from threatbus_zmq.zmtp import Null, Role, Session, header
 
@@ -148,10 +152,26 @@ def test_a_subscriber_whose_machine_does_not_answer_is_let_go(
     bus: ZmqBus, app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     app.subscribe("stix2").connect().connected()
-    silent = TcpInfo(GONE_SECS + 1, 0)
+    silent = TcpInfo(True, GONE_SECS + 1, 0)
     monkeypatch.setattr("threatbus_zmq.door.tcp_info", lambda _: silent)
     bus.time_passes(LOOK_SECS + 1)
     eventually(lambda: "is cut off: its machine does not answer" in caplog.text)
+
+
+def test_who_has_said_what_it_had_to_say_and_acknowledged_all_is_not_asked_for_more(
+    bus: ZmqBus, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.subscribe("stix2").connect().connected()
+    looks = itertools.count()
+
+    def silent(_: socket.socket) -> TcpInfo:
+        next(looks)
+        return TcpInfo(False, GONE_SECS + 1, 0)
+
+    monkeypatch.setattr("threatbus_zmq.door.tcp_info", silent)
+    bus.time_passes(LOOK_SECS + 1)
+    eventually(lambda: next(looks) > 1)
+    assert app.delivery().connected
 
 
 def test_the_kernel_tells_of_a_connection_how_long_it_is_silent_and_what_it_takes(
@@ -165,7 +185,7 @@ def test_the_kernel_tells_of_a_connection_how_long_it_is_silent_and_what_it_take
     assert 10_000 < tcp_info(link.tcp).window < 64 * 1024 * 1024
     raw.tcp.close()
     eventually(lambda: links(bus) == 0)
-    assert tcp_info(link.tcp) == TcpInfo(0, 0)
+    assert tcp_info(link.tcp) == TcpInfo(False, 0, 0)
 
 
 def test_who_does_not_come_to_terms_in_time_is_let_go(
@@ -452,14 +472,45 @@ def test_large_frames_that_never_come_whole_take_no_memory_without_bound(
     peers = [RawPeer(bus.sub) for _ in range(20)]
     for peer in peers:
         peer.come_to_terms(b"PUB")
-        peer.tcp.sendall(header(0, 9_000_000) + b"x" * 1_000_000)
-    eventually(lambda: len(door._links) < 20)
-    assert peers[0].is_ended(), "who began first has taken longest"
-    eventually(lambda: sum(link.session.begun for link in door._links.values()) <= 10_000_000)
+        peer.tcp.setblocking(False)
+    body = b"x" * 5_000_000
+
+    def go_on() -> bool:
+        for peer in peers:
+            with contextlib.suppress(BlockingIOError):
+                peer.tcp.send(body[:100_000])
+        return len(door._crowded) > 5
+
+    for peer in peers:
+        peer.tcp.send(header(0, 9_000_000) + body[:10_000])
+    eventually(go_on)
+    held = sum(link.session.begun for link in door.links)
+    assert held <= 10_000_000 + 20 * READ_BYTES
     publisher.publish_numbered(0, 10)
     assert app.receive_until(9) == list(range(10))
+    # Who began first sends nothing more, and is let go so that the others can go on.
+    lost = bus.rejected("connection closed by the bus")
+    bus.time_passes(STALLED_SECS + 1)
+    eventually(lambda: bus.rejected("connection closed by the bus") > lost)
     for peer in peers:
         peer.tcp.close()
+    eventually(lambda: door._begun_bytes == 0)
+    assert door._crowded == {}
+
+
+def test_large_messages_that_come_at_the_same_time_all_arrive(
+    zmq_apps: Apps, bus: ZmqBus, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus.endpoint.receiver.door, "_most_begun", 5_000_000)
+    app.subscribe("stix2").connect().connected()
+    publishers = [zmq_apps.app(bus) for _ in range(8)]
+    assert all(publisher.pub for publisher in publishers)
+    for number, publisher in enumerate(publishers):
+        publisher.publish(
+            "stix2/indicator", indicator_bytes(name=str(number), description="x" * 3_000_000)
+        )
+    assert sorted(number_of(frame) for frame in app.receive_all(8)) == list(range(8))
+    assert bus.bus.rejects.total == 0
 
 
 def test_what_is_more_than_a_turn_takes_waits_for_the_next_and_no_longer(
@@ -565,24 +616,196 @@ def test_a_reply_goes_back_the_way_that_the_request_came(
         assert b'"error"' in reply
 
 
-def test_who_asks_on_and_on_and_reads_no_answer_is_cut_off(
-    zmq_apps: Apps, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_who_reads_no_answers_is_asked_for_nothing_more_and_then_let_go(
+    zmq_apps: Apps, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("threatbus_zmq.requests.MAX_UNREAD_BYTES", 10_000)
     bus = zmq_apps.bus(max_requests_per_second=10_000_000)
     with socket.socket() as tcp:
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         tcp.connect(("127.0.0.1", bus.manage))
         raw = RawPeer(bus.manage, tcp)
         raw.come_to_terms(b"DEALER")
-        (link,) = bus.endpoint.requests.door._links.values()
+        (link,) = bus.endpoint.requests.door.links
         link.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
         request = header(1, 0) + header(0, 1) + b"{"
+        sent = 0
 
         def goes_on() -> bool:
-            with contextlib.suppress(BlockingIOError, ConnectionError):
-                raw.tcp.send(request * 1000, socket.MSG_DONTWAIT)
-            return "it does not read what it is answered" in caplog.text
+            nonlocal sent
+            with contextlib.suppress(BlockingIOError):
+                # From where the kernel has stopped taking it.
+                rest = (request * 1000)[sent % len(request) :]
+                sent += raw.tcp.send(rest, socket.MSG_DONTWAIT)
+            return bool(link.paused_by)
 
         eventually(goes_on)
+        waiting = len(link._unsent)
+        assert waiting <= FRAMES
+        for _ in range(20):
+            goes_on()
+        assert zmq_apps.app(bus).ask(action="heartbeat", topic="a")["status"] == "error"
+        assert len(link._unsent) <= waiting
+        # Once it reads, it is heard again.
+        tcp.setblocking(True)
+        for _ in range(1000):
+            assert raw.frame() == (1, b"")
+            assert b"error" in raw.frame()[1]
+        eventually(goes_on)
+
+        def is_let_go() -> bool:
+            # The kernels may still be passing something on.
+            bus.time_passes(UNREAD_SECS + 1)
+            return "it does not read what it is answered" in caplog.text
+
+        eventually(is_let_go)
     assert zmq_apps.app(bus).ask(action="heartbeat", topic="a")["status"] == "error"
+
+
+@pytest.mark.parametrize("parts", [[b"x" * 2000, b"", b"{"], [b"x" * 200_000] * 8])
+def test_what_comes_before_a_request_is_short(bus: ZmqBus, app: App, parts: list[bytes]) -> None:
+    dealer = app.socket(zmq.DEALER, bus.address("manage"))
+    ends = app.ends_of(dealer)
+    dealer.send_multipart(parts)
+    assert ends.poll(int(SOON * 1000)), "it is still connected"
+
+
+def test_the_parts_of_a_request_that_is_not_whole_are_counted(bus: ZmqBus) -> None:
+    raw = RawPeer(bus.manage)
+    raw.come_to_terms(b"DEALER")
+    door = bus.endpoint.requests.door
+    for _ in range(4):
+        raw.send(b"x" * 200_000, 1)
+    eventually(lambda: door._begun_bytes == 800_000)
+    raw.tcp.close()
+    eventually(lambda: door._begun_bytes == 0)
+
+
+# While nothing can be taken.
+
+
+class Paused:
+    """A bus whose outqs make everybody wait, one of which is full."""
+
+    def __init__(self, zmq_apps: Apps) -> None:
+        self.bus = zmq_apps.bus(queues={"overflow": "block", "outq_messages": 100})
+        self.slow = zmq_apps.app(self.bus).subscribe("stix2")
+        zmq_apps.app(self.bus).publish_numbered(0, 150)
+        eventually(lambda: not self.bus.bus.intake.writable, what="everybody waits")
+        self.door = self.bus.endpoint.receiver.door
+
+    def numbers(self, count: int) -> list[int]:
+        """Let it read; gives what has come."""
+        self.slow.connect()
+        return [number_of(frame) for frame in self.slow.receive_all(count)]
+
+
+@pytest.fixture
+def paused(zmq_apps: Apps) -> Paused:
+    return Paused(zmq_apps)
+
+
+def test_who_publishes_and_goes_meanwhile_takes_no_descriptor_and_loses_nothing(
+    zmq_apps: Apps, paused: Paused
+) -> None:
+    before = len(paused.door.links)
+    for number in range(30):
+        app = zmq_apps.app(paused.bus)
+        app.publish_numbered(150 + 5 * number, 5)
+        app.pub.close(linger=1000)
+    eventually(lambda: len(paused.door.links) <= before, what="their connections are closed")
+    assert sorted(paused.numbers(300)) == list(range(300))
+    assert paused.bus.bus.rejects.total == 0
+
+
+def test_a_publisher_is_read_ahead_to_a_bound_and_its_order_stays(
+    zmq_apps: Apps, paused: Paused
+) -> None:
+    receiver = paused.bus.endpoint.receiver
+    zmq_apps.app(paused.bus).publish_numbered(150, 5000)
+    eventually(lambda: receiver._paused, what="enough is ahead")
+    assert receiver._ahead_bytes < AHEAD_BYTES + READ_BYTES
+    assert paused.numbers(5150) == list(range(5150))
+    assert (receiver._ahead, receiver._ahead_bytes, receiver._paused) == ({}, 0, set())
+
+
+def test_all_publishers_together_are_read_ahead_to_a_bound(
+    zmq_apps: Apps, paused: Paused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threatbus_zmq.receiver.ALL_AHEAD_BYTES", 50_000)
+    receiver = paused.bus.endpoint.receiver
+    for number in range(5):
+        zmq_apps.app(paused.bus).publish_numbered(1000 * number, 150)
+    eventually(lambda: len(receiver._paused) >= 4)
+    assert receiver._ahead_bytes < 50_000 + 5 * 150 * 600
+    assert len(paused.numbers(900)) == 900
+
+
+def test_heartbeats_are_answered_meanwhile(zmq_apps: Apps, paused: Paused) -> None:
+    app = zmq_apps.app(paused.bus)
+    xpub = app.socket(zmq.XPUB, None, HEARTBEAT_IVL=20, HEARTBEAT_TIMEOUT=100)
+    ends = app.ends_of(xpub)
+    xpub.connect(paused.bus.address("sub"))
+    assert xpub.poll(int(SOON * 1000))
+    for number in range(20):
+        xpub.send(b"stix2/indicator " + numbered(150 + number))
+        assert not ends.poll(25), "it has lost its connection"
+    assert paused.numbers(170) == list(range(170))
+
+
+def test_what_was_read_ahead_and_cannot_be_taken_any_more_is_told(
+    zmq_apps: Apps, paused: Paused, caplog: pytest.LogCaptureFixture
+) -> None:
+    zmq_apps.app(paused.bus).publish_numbered(150, 50)
+    receiver = paused.bus.endpoint.receiver
+    eventually(lambda: sum(len(each.frames) for each in receiver._ahead.values()) >= 50)
+    paused.bus.bus.stop()
+    assert "messages of publishers could not be taken in time" in caplog.text
+
+
+# When the kernel says no.
+
+
+def test_a_connection_that_the_kernel_does_not_watch_is_let_go_and_no_other(
+    zmq_apps: Apps, bus: ZmqBus, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.subscribe("stix2").connect().connected()
+    door = bus.endpoint.receiver.door
+    speaking: Any = door._speaking
+
+    class Full:
+        def register(self, *_: object) -> None:
+            monkeypatch.setattr(door, "_speaking", speaking)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(speaking, name)
+
+    monkeypatch.setattr(door, "_speaking", Full())
+    # ZeroMQ connects again.
+    zmq_apps.app(bus).publish_numbered(0, 1)
+    assert app.receive_until(0) == [0]
+    assert bus.endpoint.failures == 0
+
+
+def test_an_endpoint_that_fails_whatever_it_fails_at_opens_all_its_doors_again(
+    bus: ZmqBus, app: App, publisher: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.subscribe("stix2").connect().connected()
+    assert publisher.pub
+
+    close = bus.endpoint.requests.door.close
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("by intention")
+
+    def close_and_fail(*_: object) -> None:
+        monkeypatch.undo()
+        close()
+        fail()
+
+    monkeypatch.setattr(bus.endpoint.requests.door, "close", close_and_fail)
+    monkeypatch.setattr(bus.endpoint, "_serve_calls", fail)
+    bus.endpoint._wakeup()
+    eventually(lambda: bus.endpoint.failures == 1)
+    eventually(lambda: all(door.open for door in bus.endpoint._doors.values()))
+    eventually(lambda: app.heartbeat() == "success")

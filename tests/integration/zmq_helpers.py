@@ -63,7 +63,7 @@ class ZmqBus(Doors):
             return clock() + seconds
 
         publisher = self.endpoint.publisher
-        parts: list[Any] = [self.endpoint, self.endpoint.manager, publisher]
+        parts: list[Any] = [self.endpoint, self.endpoint.manager, publisher, self.endpoint.requests]
         parts += self.endpoint._doors.values()
         if self.endpoint.gatekeeper is not None:
             parts.append(self.endpoint.gatekeeper.ring)

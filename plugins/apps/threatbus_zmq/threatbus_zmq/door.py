@@ -16,6 +16,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
 from threatbus.logger import RateLimited
@@ -39,6 +40,8 @@ LEAST_READ_BYTES: Final = 4096
 #: the largest frames. What is less than `LEAST_READ_BYTES` of a frame is not counted.
 BEGUN_BYTES: Final = 64 * 1024 * 1024
 BEGUN_FRAMES: Final = 2
+#: Seconds for which the rest of a large message may stay away while others wait for its place.
+STALLED_SECS: Final = 10.0
 #: Seconds that a peer has for greeting and handshake.
 HANDSHAKE_SECS: Final = 30.0
 #: Seconds after which a machine that has acknowledged nothing is taken for gone. One that is there,
@@ -49,6 +52,8 @@ LOOK_SECS: Final = 10.0
 #: Seconds after which new connections are tried again when there was no descriptor for one.
 EXHAUSTED_SECS: Final = 1.0
 
+# Why a connection is not read: too many large messages have begun to come.
+_CROWD: Final = "crowd"
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 T = TypeVar("T")
@@ -101,6 +106,8 @@ class Door(Generic[L]):
         # first is in front. And all of them together.
         self._begun: dict[int, int] = {}
         self._begun_bytes = 0
+        # Those that are not read until there is room for what they have begun.
+        self._crowded: dict[int, L] = {}
         self._most_begun = max(BEGUN_BYTES, BEGUN_FRAMES * role.max_frame)
         self._buffer = memoryview(bytearray(READ_BYTES))
         # Whether the descriptor says that somebody speaks, and whether somebody does.
@@ -119,6 +126,16 @@ class Door(Generic[L]):
     def open(self) -> bool:
         """Whether it has been bound, and not been closed since."""
         return self._listener is not None
+
+    @property
+    def links(self) -> list[L]:
+        """The connections that stand."""
+        return list(self._links.values())
+
+    @property
+    def receiving(self) -> bool:
+        """Whether a large message has come in part."""
+        return bool(self._begun)
 
     @property
     def has_come(self) -> bool:
@@ -173,7 +190,7 @@ class Door(Generic[L]):
                 self._come_to_terms(link, events)
             elif descriptor == listener.fileno():
                 self._accept(listener, epoll)
-            else:
+            elif self._speaking is not None and descriptor == self._speaking.fileno():
                 self._spoken = True
 
     def come(self) -> list[L]:
@@ -188,17 +205,39 @@ class Door(Generic[L]):
                 continue
             if events & select.EPOLLOUT and link.go_on(now):
                 self._hearer.on_room(link)
-            if events & ~select.EPOLLOUT and descriptor not in self._unread:
+            if not events & ~select.EPOLLOUT or descriptor in self._unread:
+                continue
+            if link.paused_by:
+                # It has ended; what it sent is read when it is its time.
+                link.give_up_sending()
+                self._hearer.on_room(link)
+            else:
                 found.append(link)
         return found
 
-    def read(self, link: L, limit: int, share: int = 1) -> list[bytes]:
-        """Read frames of a connection, at most `limit`; one of `share` that are read in turn."""
-        return self._read(link, share, lambda: link.session.read(limit))
+    def pause(self, link: L, why: str) -> None:
+        """Read nothing of a connection until `resume` is called for the same reason."""
+        link.paused_by.add(why)
+        self._unread.pop(link.tcp.fileno(), None)
+        self._watch(link)
 
-    def read_messages(self, link: L, limit: int, share: int = 1) -> list[list[bytes]]:
+    def resume(self, link: L, why: str) -> None:
+        """Read a connection again, unless there is another reason not to. Idempotent."""
+        if why not in link.paused_by:
+            return
+        link.paused_by.remove(why)
+        if link.open and not link.paused_by:
+            self._watch(link)
+            if link.session.unread:
+                self._unread[link.tcp.fileno()] = link
+
+    def read(self, link: L, limit: int, among: int = 1) -> list[bytes]:
+        """Read frames of a connection, at most `limit`; it is one `among` so many."""
+        return self._read(link, among, lambda: link.session.read(limit))
+
+    def read_messages(self, link: L, limit: int, among: int = 1) -> list[list[bytes]]:
         """Read whole messages, each with its frames, of at most `limit` frames; as `read`."""
-        return self._read(link, share, lambda: link.session.read_messages(limit))
+        return self._read(link, among, lambda: link.session.read_messages(limit))
 
     def keep_house(self, now: float) -> None:
         """Look for peers that do not come to terms, and for machines that are gone."""
@@ -213,8 +252,15 @@ class Door(Generic[L]):
             if not link.session.ready:
                 if now - link.since > HANDSHAKE_SECS:
                     self.cut_off(link, "it has not come to terms in time")
-            elif look and tcp_info(link.tcp).silent_secs > GONE_SECS:
-                self.cut_off(link, "its machine does not answer")
+            elif look:
+                info = tcp_info(link.tcp)
+                if info.waiting and info.silent_secs > GONE_SECS:
+                    self.cut_off(link, "its machine does not answer")
+        if self._crowded:
+            for oldest in [self._links[first] for first in self._first()]:
+                if not oldest.paused_by and now - oldest.grew_at > STALLED_SECS:
+                    stalled = BrokenProtocol("the rest of a large message stays away")
+                    self.cut_off(oldest, str(stalled), stalled)
 
     def cut_off(self, link: L, why: str = "", broken: BrokenProtocol | None = None) -> None:
         """End a connection; `why` is for the log, if there is anything to say."""
@@ -223,6 +269,12 @@ class Door(Generic[L]):
             return
         self._unread.pop(descriptor, None)
         self._begun_bytes -= self._begun.pop(descriptor, 0)
+        self._crowded.pop(descriptor, None)
+        self._let_go_on()
+        if link.watched:
+            # Someone else may have a descriptor of it.
+            with contextlib.suppress(OSError):
+                self._epoll_of(link).unregister(descriptor)
         if why:
             peer = self.role.peers[0]
             self._log.log(
@@ -231,11 +283,11 @@ class Door(Generic[L]):
         link.close()
         self._hearer.on_end(link, broken)
 
-    def cut_off_others(self, may_stay: Callable[[str], bool]) -> None:
+    def cut_off_others(self, may_stay: Callable[[str], bool], why: str) -> None:
         """End the connections of the clients that may not stay, by their keys."""
         for link in list(self._links.values()):
             if link.session.key is not None and not may_stay(link.session.key):
-                self.cut_off(link, "its key may not read any more")
+                self.cut_off(link, why)
 
     def close(self, linger_secs: float = 0.0) -> None:
         """Close it and all connections; what has been sent has `linger_secs` to arrive. Idempotent.
@@ -246,6 +298,7 @@ class Door(Generic[L]):
         self._unread.clear()
         self._begun.clear()
         self._begun_bytes = 0
+        self._crowded.clear()
         self._spoken = False
         if self._listener is not None:
             self._listener.close()
@@ -276,9 +329,9 @@ class Door(Generic[L]):
                     return
                 # The peer has gone again.
                 continue
-            self._take_in(tcp, (str(address[0]).partition("%")[0], int(address[1])), epoll)
+            self._take_in(tcp, (str(address[0]).partition("%")[0], int(address[1])))
 
-    def _take_in(self, tcp: socket.socket, address: tuple[str, int], epoll: select.epoll) -> None:
+    def _take_in(self, tcp: socket.socket, address: tuple[str, int]) -> None:
         tcp.setblocking(False)
         now = self._clock()
         with contextlib.suppress(OSError):
@@ -288,20 +341,18 @@ class Door(Generic[L]):
         session = self._new_session(self.role, address[0])
         link = self._link_type(tcp, address, session, now, self._watch_room)
         try:
-            epoll.register(tcp, select.EPOLLIN)
+            self._watch(link)
         except OSError as error:
-            # The kernel has a bound for what is watched, too.
-            self._log.log(
-                error.errno,
-                logging.ERROR,
-                "a %s cannot be served: %s",
-                self.role.peers[0],
-                error.strerror,
-            )
+            self._say_unwatched(error)
             tcp.close()
             return
         self._links[tcp.fileno()] = link
         link.answer(now)
+
+    def _say_unwatched(self, error: OSError) -> None:
+        """Log that the kernel watches no more connections, of which it has a bound, too."""
+        peer, why = self.role.peers[0], error.strerror
+        self._log.log(error.errno, logging.ERROR, "a %s cannot be served: %s", peer, why)
 
     def _pause_accepting(
         self, listener: socket.socket, epoll: select.epoll, error: OSError
@@ -325,12 +376,17 @@ class Door(Generic[L]):
 
     def _shake_hands(self, link: L) -> list[bytes]:
         link.session.read(0)
-        if link.session.ready and self._epoll is not None and self._speaking is not None:
+        if link.session.ready and self._epoll is not None:
             self._epoll.unregister(link.tcp)
-            self._speaking.register(link.tcp, _events(link))
+            link.watched = False
+            try:
+                self._watch(link)
+            except OSError as error:
+                self._say_unwatched(error)
+                raise Ended from None
         return []
 
-    def _read(self, link: L, share: int, read: Callable[[], list[T]]) -> list[T]:
+    def _read(self, link: L, among: int, read: Callable[[], list[T]]) -> list[T]:
         """Receive what has come, unless something is left to read; read, and answer."""
         session = link.session
         found: list[T] = []
@@ -338,7 +394,7 @@ class Door(Generic[L]):
             return found
         try:
             if not session.unread:
-                link.receive(self._buffer[: max(READ_BYTES // share, LEAST_READ_BYTES)])
+                link.receive(self._buffer[: max(READ_BYTES // among, LEAST_READ_BYTES)])
             found = read()
         except Ended:
             self.cut_off(link)
@@ -349,34 +405,75 @@ class Door(Generic[L]):
             self.cut_off(link, "" if isinstance(error, Refused) else str(error), error)
             return found
         link.answer(self._clock())
-        self._note_left(link)
+        self._note_left(link, whole=bool(found))
         return found
 
-    def _note_left(self, link: L) -> None:
-        """Note whether there is more to read, and what has only begun to come."""
+    def _note_left(self, link: L, *, whole: bool) -> None:
+        """Note whether there is more to read, and what has only begun to come.
+
+        `whole` says that a message has come whole, so that what has begun now is another one.
+        """
         descriptor, session = link.tcp.fileno(), link.session
         # Those that were read come last.
         self._unread.pop(descriptor, None)
         if session.unread and session.ready:
             self._unread[descriptor] = link
+        before = self._begun.get(descriptor, 0)
         begun = session.begun if session.begun > LEAST_READ_BYTES else 0
-        self._begun_bytes += begun - self._begun.get(descriptor, 0)
+        if whole or not begun:
+            self._begun.pop(descriptor, None)
         if begun:
             self._begun[descriptor] = begun
+            link.grew_at = self._clock()
+        self._begun_bytes += begun - before
+        crowd = self._begun_bytes > self._most_begun
+        if crowd and begun and descriptor not in self._first():
+            self._crowded[descriptor] = link
+            self.pause(link, _CROWD)
+        self._let_go_on()
+
+    def _let_go_on(self) -> None:
+        """Read those again that had to wait with what they have begun.
+
+        All if there is room; else who began first, so that there will be room for the others.
+        """
+        if not self._crowded:
+            return
+        if self._begun_bytes > self._most_begun:
+            go_on = [self._crowded.pop(first) for first in self._first() if first in self._crowded]
         else:
-            self._begun.pop(descriptor, None)
-        while self._begun_bytes > self._most_begun:
-            oldest = self._links[next(iter(self._begun))]
-            self.cut_off(oldest, "too many large frames come at once, and its has taken longest")
+            go_on = list(self._crowded.values())
+            self._crowded.clear()
+        for link in go_on:
+            self.resume(link, _CROWD)
 
-    def _watch_room(self, link: Link, wanted: bool) -> None:
+    def _first(self) -> list[int]:
+        """Give the descriptor of the one whose message began first, if any has."""
+        return list(islice(self._begun, 1))
+
+    def _watch_room(self, link: Link) -> None:
+        self._watch(link)
+
+    def _watch(self, link: Link) -> None:
+        """Hear of a connection what there is to hear; `OSError` if the kernel has no room."""
+        epoll = self._epoll_of(link)
+        events = 0 if link.paused_by else select.EPOLLIN
+        if link.blocked:
+            events |= select.EPOLLOUT
+        if events and link.watched:
+            epoll.modify(link.tcp, events)
+        elif events:
+            epoll.register(link.tcp, events)
+        elif link.watched:
+            # Of one that is registered for nothing, its end would be told again and again.
+            epoll.unregister(link.tcp)
+        link.watched = bool(events)
+
+    def _epoll_of(self, link: Link) -> select.epoll:
         epoll = self._speaking if link.session.ready else self._epoll
-        if epoll is not None:
-            epoll.modify(link.tcp, select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN)
-
-
-def _events(link: Link) -> int:
-    return select.EPOLLIN | select.EPOLLOUT if link.blocked else select.EPOLLIN
+        if epoll is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return epoll
 
 
 def _address_of(host: str) -> str:
@@ -396,9 +493,16 @@ def _wait_for_ends(
     something more, would be reset, and what is on its way with it.
     """
     left = set(links)
-    for descriptor in links:
-        epoll.modify(descriptor, select.EPOLLIN)
-        links[descriptor].end_sending()
+    for descriptor, link in links.items():
+        link.end_sending()
+        try:
+            if link.watched:
+                epoll.modify(descriptor, select.EPOLLIN)
+            else:
+                epoll.register(descriptor, select.EPOLLIN)
+        except OSError:
+            # Its end cannot be seen.
+            left.discard(descriptor)
     while left and (rest := deadline - clock()) > 0:
         for descriptor, _ in epoll.poll(rest):
             if descriptor in left and links[descriptor].is_ended():

@@ -8,6 +8,7 @@ publishers send, a slow reader means going on when there is room, a slow documen
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import queue
@@ -217,7 +218,7 @@ class Endpoint(StoppableWorker):
 
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
-        self.receiver.door.listen(self.receiver.open and not self._pace.until)
+        self.receiver.door.listen(not self._pace.until)
         ready = self._wait()
         if self._wakeup.fileno() in ready:
             self._wakeup.clear()
@@ -249,6 +250,8 @@ class Endpoint(StoppableWorker):
         """Take frames in; gives their number, -1 if it is not the time to."""
         if not (self.receiver.open and self._caught_up):
             self._pace.reset()
+            if not self.receiver.open:
+                self.receiver.read_ahead()
             return -1
         now = self._clock()
         if now < self._pace.until:
@@ -264,7 +267,7 @@ class Endpoint(StoppableWorker):
         if not self._calls.empty() or self.requests.door.has_come or self.publisher.door.has_come:
             return 0
         now = self._clock()
-        if self.receiver.door.has_come and self.receiver.open and now >= self._pace.until:
+        if self.receiver.has_come and self.receiver.open and now >= self._pace.until:
             return 0
         due = self.publisher.due(now)
         if self._pace.until:
@@ -284,7 +287,7 @@ class Endpoint(StoppableWorker):
         if gatekeeper.ring.changes != self._changes_of_keys:
             self._changes_of_keys = gatekeeper.ring.changes
             self.manager.end_unauthorised(gatekeeper.ring)
-            self.publisher.door.cut_off_others(gatekeeper.may_read)
+            self.publisher.door.cut_off_others(gatekeeper.may_read, "its key may not read any more")
 
     def _serve_calls(self) -> None:
         while not self._calls.empty():
@@ -298,6 +301,7 @@ class Endpoint(StoppableWorker):
         for door in self._doors.values():
             door.keep_house(now)
         self.publisher.keep_house(now)
+        self.requests.keep_house(now)
         for p2p in self.publisher.expired(now, self._config.grace):
             self.manager.end(p2p, f"it has been away for more than {self._config.grace:.0f} s")
         for p2p in self.publisher.overfull():
@@ -311,12 +315,14 @@ class Endpoint(StoppableWorker):
         return Session(Null(role), role)
 
     def _close_doors(self, linger_secs: float = 0.0) -> None:
-        self.requests.door.close()
-        self.receiver.door.close()
-        self.publisher.close(linger_secs)
-        if self._epoll is not None:
-            self._epoll.close()
-            self._epoll = None
+        epoll, self._epoll = self._epoll, None
+        # Each whatever becomes of the others; the last one here is closed first.
+        with contextlib.ExitStack() as closing:
+            if epoll is not None:
+                closing.callback(epoll.close)
+            closing.callback(self.publisher.close, linger_secs)
+            closing.callback(self.receiver.door.close)
+            closing.callback(self.requests.door.close)
 
     def _report_to(self, report: PluginReport) -> None:
         """Offer what is to be seen of the endpoint from outside."""
@@ -356,11 +362,11 @@ class Endpoint(StoppableWorker):
         A connected PUB keeps what it is given from then on, for a bus that comes back in time.
         """
         now = self._clock()
-        if frames:
+        if frames or self.receiver.door.receiving:
             # Or nothing can be read now, so that it is unknown whether there is something.
             self._quiet_until = now + QUIET_SECS
         if now >= min(self._quiet_until, self._last_read_until or now):
-            self.receiver.door.close()
+            self.receiver.close()
             self._last_read_until = None
             self._read_out.set()
 

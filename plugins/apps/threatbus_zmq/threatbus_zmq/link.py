@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from threatbus_zmq.zmtp import Session, count_unsent
 
-#: Bytes read at once where a peer is only waited for: to end, or to come to terms.
+#: Bytes read at once where a peer is only waited for to end.
 _LITTLE: Final = 2048
 
 
@@ -29,7 +29,7 @@ class _Piece(NamedTuple):
 class Link:
     """One connection. Belongs to the endpoint's loop; nothing in it waits.
 
-    `watch_room` is told whether to tell when the kernel's buffer has room again.
+    `watch_room` is called when something waits for room in the kernel's buffer, or no longer does.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Link:
         address: tuple[str, int],
         session: Session,
         now: float,
-        watch_room: Callable[[Link, bool], None],
+        watch_room: Callable[[Link], None],
     ) -> None:
         self.tcp = tcp
         #: The peer's address.
@@ -47,6 +47,12 @@ class Link:
         self.since = now
         #: When the kernel's buffer last took something of what waits; None while nothing does.
         self.blocked_since: float | None = None
+        #: Why nothing is read of it for now.
+        self.paused_by: set[str] = set()
+        #: Whether the loop hears of it.
+        self.watched = False
+        #: When more of a message came that is not whole yet.
+        self.grew_at = now
         self._watch_room = watch_room
         # What the kernel's buffer did not take yet, and how much of the first piece it has.
         self._unsent: deque[_Piece] = deque()
@@ -61,11 +67,6 @@ class Link:
     def blocked(self) -> bool:
         """Whether something waits for room in the kernel's buffer."""
         return bool(self._unsent)
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes that wait for room in the kernel's buffer."""
-        return sum(len(piece.data) for piece in self._unsent) - self._sent_of_first
 
     def unsent(self, p2p: str) -> int:
         """Count the messages for `p2p` of which the kernel has not taken all; any thread."""
@@ -100,7 +101,9 @@ class Link:
             if not self._unsent:
                 self._sent_of_first = taken
                 self.blocked_since = now
-                self._watch_room(self, True)
+                self._unsent.append(_Piece(data, p2p, messages))
+                self._watch_room(self)
+                return
             self._unsent.append(_Piece(data, p2p, messages))
 
     def go_on(self, now: float) -> bool:
@@ -116,9 +119,16 @@ class Link:
             self._unsent.popleft()
             self._sent_of_first = 0
         self.blocked_since = None
-        self._watch_room(self, False)
+        self._watch_room(self)
         self.answer(now)
         return not self.blocked
+
+    def give_up_sending(self) -> None:
+        """Forget what waits: the peer takes nothing more. What it sent can still be read."""
+        self._unsent.clear()
+        self._sent_of_first = 0
+        self.blocked_since = None
+        self._watch_room(self)
 
     def end_sending(self) -> None:
         """Tell the peer that nothing more comes, after what it has not got yet."""

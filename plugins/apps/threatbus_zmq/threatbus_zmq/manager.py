@@ -90,7 +90,7 @@ class Manager:
         return len(self._subscriptions)
 
     def handle(self, frame: bytes, peer: Peer) -> bytes:
-        """Answer a request of `peer`. Raises nothing: a REP socket that does not answer is dead."""
+        """Answer a request of `peer`. Raises nothing: whoever asks waits for it."""
         try:
             return self._serve(mapping.decode_request(frame), peer)
         except mapping.BadRequest as error:

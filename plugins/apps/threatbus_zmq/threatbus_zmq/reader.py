@@ -23,7 +23,7 @@ class Reader(Link):
         address: tuple[str, int],
         session: Session,
         now: float,
-        watch_room: Callable[[Link, bool], None],
+        watch_room: Callable[[Link], None],
     ) -> None:
         super().__init__(tcp, address, session, now, watch_room)
         #: By P2P topic: the prefixes that it has named, without the topic.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -31,6 +32,13 @@ logger = logging.getLogger("threatbus.zmq.receiver")
 ORIGIN: Final = "zmq sub"
 #: Frames that one turn of the loop reads, about, from all publishers together.
 BATCH: Final = 500
+#: What is read ahead of a publisher while nothing can be taken, about: frames, bytes; and bytes of
+#: all of them together.
+AHEAD_FRAMES: Final = 256
+AHEAD_BYTES: Final = 256 * 1024
+ALL_AHEAD_BYTES: Final = 64 * 1024 * 1024
+# Why a connection is not read: enough has been read ahead.
+_ENOUGH: Final = "enough is ahead"
 #: Seconds until a frame is tried again that the border could not look at.
 RETRY_SECS: Final = 0.5
 
@@ -147,6 +155,32 @@ class SlowLane(StoppableWorker):
             self._inq.put_many(messages)
 
 
+class Ahead:
+    """What has been read of one publisher while nothing could be taken."""
+
+    def __init__(self) -> None:
+        self.frames: deque[bytes] = deque()
+        self.bytes = 0
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether no more is to be read ahead."""
+        return len(self.frames) >= AHEAD_FRAMES or self.bytes >= AHEAD_BYTES
+
+    def add(self, frames: Sequence[bytes]) -> int:
+        """Take over frames; gives their bytes."""
+        size = sum(map(len, frames))
+        self.frames.extend(frames)
+        self.bytes += size
+        return size
+
+    def take(self, limit: int) -> list[bytes]:
+        """Give the first frames, at most `limit`."""
+        taken = [self.frames.popleft() for _ in range(min(limit, len(self.frames)))]
+        self.bytes -= sum(map(len, taken))
+        return taken
+
+
 class Receiver:
     """The publishers' door, and what comes in by it. Belongs to the endpoint's loop.
 
@@ -174,11 +208,46 @@ class Receiver:
         role = Role("SUB", ("PUB", "XPUB"), max_message_size, begins_with=SUBSCRIBES)
         #: Where publishers connect.
         self.door = Door(role, new_session, Link, self, clock)
+        # By connection, which may have ended since; and those of them that are not read for it.
+        self._ahead: dict[Link, Ahead] = {}
+        self._ahead_bytes = 0
+        self._paused: set[Link] = set()
 
     @property
     def open(self) -> bool:
         """Whether frames may be read now: the door is there and nothing behind it is full."""
         return self.door.open and self._inq.writable and not self.slow_lane.busy
+
+    @property
+    def has_come(self) -> bool:
+        """Whether there is something to take that no descriptor tells of."""
+        return bool(self._ahead) or self.door.has_come
+
+    def read_ahead(self) -> None:
+        """Read a little of each publisher while nothing can be taken.
+
+        So heartbeats are answered, and who says what it has to say and goes, takes no descriptor.
+        """
+        links = self.door.come()
+        for link in links:
+            frames = self.door.read(link, max(1, AHEAD_FRAMES // len(links)), len(links))
+            ahead = self._ahead.get(link)
+            if frames:
+                ahead = self._ahead.setdefault(link, Ahead())
+                self._ahead_bytes += ahead.add(frames)
+            if not link.open or ahead is None:
+                continue
+            if ahead.is_enough or self._ahead_bytes >= ALL_AHEAD_BYTES:
+                self.door.pause(link, _ENOUGH)
+                self._paused.add(link)
+
+    def close(self) -> None:
+        """Close the door for good."""
+        self.door.close()
+        if left := sum(len(ahead.frames) for ahead in self._ahead.values()):
+            logger.warning("%d messages of publishers could not be taken in time", left)
+        self._ahead.clear()
+        self._ahead_bytes = 0
 
     def take(self) -> int:
         """Read one batch of frames and put what they hold on inq; gives the number of frames."""
@@ -201,9 +270,10 @@ class Receiver:
         frames: list[bytes] = []
         senders: list[Client] = []
         count = 0
-        links = self.door.come()
+        self._go_on()
+        links = list(dict.fromkeys([*self._ahead, *self.door.come()]))
         for link in links:
-            read = self.door.read(link, max(1, BATCH // len(links)), len(links))
+            read = self._read_of(link, max(1, BATCH // len(links)), len(links))
             count += len(read)
             if self._ring is not None and read:
                 sender = self._ring.get(link.session.key or "")
@@ -213,6 +283,24 @@ class Receiver:
                 senders += [sender] * len(read)
             frames += read
         return Batch(frames, senders), count
+
+    def _read_of(self, link: Link, limit: int, among: int) -> list[bytes]:
+        """Give the next frames of a publisher."""
+        ahead = self._ahead.get(link)
+        if ahead is None:
+            return self.door.read(link, limit, among)
+        before = ahead.bytes
+        frames = ahead.take(limit)
+        self._ahead_bytes -= before - ahead.bytes
+        if not ahead.frames:
+            del self._ahead[link]
+        return frames
+
+    def _go_on(self) -> None:
+        """Read those again of which enough had been read ahead."""
+        for link in self._paused:
+            self.door.resume(link, _ENOUGH)
+        self._paused.clear()
 
     def _refuse(self, link: Link, sender: Client | None, frames: Sequence[bytes]) -> None:
         """Let nothing in from who is no longer authorised, or may no longer write."""
@@ -233,6 +321,7 @@ class Receiver:
 
     def on_end(self, link: Link, broken: BrokenProtocol | None) -> None:
         """Count what is lost when a publisher breaks the protocol."""
+        self._paused.discard(link)
         if broken is None or not link.session.ready:
             return
         what = f"broke the protocol: {broken}"

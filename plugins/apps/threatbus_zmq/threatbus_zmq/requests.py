@@ -25,8 +25,12 @@ MAX_REQUEST_BYTES: Final = 1024 * 1024
 ROLE: Final = Role("REP", ("REQ", "DEALER"), MAX_REQUEST_BYTES)
 #: Frames that one turn of the loop reads, about: two of them make a request.
 FRAMES: Final = 100
-#: Bytes of replies that may wait for who does not read them.
-MAX_UNREAD_BYTES: Final = 1024 * 1024
+#: Bytes of what comes before a request, and goes back before its reply.
+MAX_ENVELOPE_BYTES: Final = 1024
+#: Seconds after which who does not read its replies is let go.
+UNREAD_SECS: Final = 30.0
+# Why a connection is not read: its replies wait.
+_UNREAD: Final = "its replies wait"
 
 
 class Requests:
@@ -57,11 +61,19 @@ class Requests:
         """Read requests and answer them."""
         links = self.door.come()
         for link in links:
-            share = max(2, FRAMES // len(links))
-            for message in self.door.read_messages(link, share, len(links)):
+            limit = max(2, FRAMES // len(links))
+            for message in self.door.read_messages(link, limit, len(links)):
                 # The one before may have ended it.
                 if link.open:
                     self._serve(link, message)
+            if link.open and link.blocked:
+                self.door.pause(link, _UNREAD)
+
+    def keep_house(self, now: float) -> None:
+        """Let go of those that do not read their replies."""
+        for link in self.door.links:
+            if link.blocked_since is not None and now - link.blocked_since > UNREAD_SECS:
+                self.door.cut_off(link, "it does not read what it is answered")
 
     def _serve(self, link: Link, message: list[bytes]) -> None:
         """Answer a message.
@@ -73,43 +85,45 @@ class Requests:
             self.door.cut_off(link, "its requests have no empty frame in front")
             return
         body = message.index(b"") + 1
-        reply = self._reply_to(link, message[body:])
-        if not link.open:
+        envelope, parts = message[:body], message[body:]
+        if sum(map(len, envelope)) > MAX_ENVELOPE_BYTES:
+            self.door.cut_off(link, "what comes before its requests is too long")
             return
-        link.send(link.session.message(*message[:body], reply), self._clock())
-        if link.unsent_bytes > MAX_UNREAD_BYTES:
-            self.door.cut_off(link, "it does not read what it is answered")
+        reply, why_last = self._reply_to(link, parts)
+        link.send(link.session.message(*envelope, reply), self._clock())
+        if why_last is not None:
+            self.door.cut_off(link, why_last)
 
-    def _reply_to(self, link: Link, parts: list[bytes]) -> bytes:
-        """Answer a request, if whoever makes it may, and has not made too many."""
+    def _reply_to(self, link: Link, parts: list[bytes]) -> tuple[bytes, str | None]:
+        """Answer a request, if whoever makes it may, and has not made too many.
+
+        Gives also why this is the last one that is answered, if it is; empty if that is known.
+        """
         client = None
         if self._ring is not None:
             client = self._ring.get(link.session.key or "")
             if client is None:
-                self.door.cut_off(link, "its key is no longer authorised")
-                return b""
+                why = "its key is no longer authorised"
+                return encode_reply("error", reason=why.replace("its", "your")), why
         peer = Peer(client, link.host)
         # Many who have no keys come from one host, such as this machine.
         identity = peer.key or (link.host, link.port)
         if not self.rate.take(identity):
-            self._on_flood(peer, link, cut=self.rate.is_flooding(identity))
+            self._log.log(
+                peer.identity, logging.WARNING, "%s makes too many management requests", peer.name
+            )
             limit = self.rate.per_second
-            return encode_reply(
+            reply = encode_reply(
                 "error", reason=f"more than {limit} requests a second (max_requests_per_second)"
             )
-        return self._manager.handle(parts[0] if len(parts) == 1 else b"", peer)
-
-    def _on_flood(self, peer: Peer, link: Link, *, cut: bool) -> None:
-        self._log.log(
-            peer.identity, logging.WARNING, "%s makes too many management requests", peer.name
-        )
-        if cut:
-            self.door.cut_off(link)
+            return reply, "" if self.rate.is_flooding(identity) else None
+        return self._manager.handle(parts[0] if len(parts) == 1 else b"", peer), None
 
     # What the door tells.
 
     def on_room(self, link: Link) -> None:
-        """Do nothing: who waits for a reply asks nothing more."""
+        """Hear its next requests, now that it reads its replies."""
+        self.door.resume(link, _UNREAD)
 
     def on_end(self, link: Link, broken: BrokenProtocol | None) -> None:
         """Count what is lost when an app breaks the protocol."""

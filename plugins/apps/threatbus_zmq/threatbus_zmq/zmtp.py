@@ -284,6 +284,7 @@ class Session:
         self._needed = 0
         # The first frames of a message that is not complete.
         self._parts: list[bytes] = []
+        self._parts_bytes = 0
         # What was wrong behind what has been read.
         self._broken: BrokenProtocol | None = None
         # What the handshake wants sent, and what is in the peer's last ping that has no answer yet.
@@ -310,8 +311,8 @@ class Session:
 
     @property
     def begun(self) -> int:
-        """Bytes of a frame that has not come whole."""
-        return len(self._begun)
+        """Bytes of a message that has not come whole."""
+        return len(self._begun) + self._parts_bytes
 
     def receive(self, data: bytes | memoryview) -> None:
         """Take in what has come; only while nothing is `unread`."""
@@ -335,11 +336,12 @@ class Session:
         found = []
         for body, continued in zip(*self._read(limit), strict=True):
             self._parts.append(body)
+            self._parts_bytes += len(body)
             if not continued:
                 found.append(self._parts)
-                self._parts = []
-            elif len(self._parts) >= MAX_PARTS or sum(map(len, self._parts)) > self._largest:
-                self._broken = BrokenProtocol("it sends a message of too many frames")
+                self._parts, self._parts_bytes = [], 0
+            elif len(self._parts) >= MAX_PARTS or self._parts_bytes > self._role.max_frame:
+                self._broken = BrokenProtocol("it sends a message of too many frames or bytes")
                 break
         return found
 
@@ -374,6 +376,8 @@ class Session:
             raise self._broken
         bodies: list[bytes] = []
         continued: list[bool] = []
+        if not self._received:
+            return bodies, continued
         try:
             if self._greeted or self._greet():
                 self._split(limit, bodies, continued)
