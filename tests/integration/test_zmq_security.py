@@ -251,7 +251,7 @@ def test_a_revoked_client_keeps_no_connection_even_without_a_subscription(
     assert ends.poll(10_000), "it is still connected"
 
 
-def test_a_revoked_client_that_is_still_connected_is_answered_nothing_more(
+def test_a_revoked_client_that_is_still_connected_is_told_so_and_cut_off(
     zmq_apps: Apps, bus: ZmqBus, keys: Keys
 ) -> None:
     app = zmq_apps.app(bus, keys=keys.client("app"))
@@ -266,8 +266,9 @@ def test_a_revoked_client_that_is_still_connected_is_answered_nothing_more(
     bus.time_passes(2)
     eventually(lambda: bus.endpoint.publisher._deliveries == {})
     dealer.send_multipart(request)
+    assert dealer.poll(int(SOON * 1000))
+    assert b"your key is no longer authorised" in dealer.recv_multipart()[1]
     assert ends.poll(10_000), "it is still connected"
-    assert not dealer.poll(0)
     assert bus.endpoint.publisher._deliveries == {}
 
 

@@ -16,7 +16,6 @@ import select
 import socket
 import time
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
 from threatbus.logger import RateLimited
@@ -36,8 +35,8 @@ SEND_BUFFER_BYTES: Final = 512 * 1024
 #: Bytes read at once from all connections together, and from one at least.
 READ_BYTES: Final = 240 * 1024
 LEAST_READ_BYTES: Final = 4096
-#: Bytes of frames that have not come whole, of all connections together: at least, and as many of
-#: the largest frames. What is less than `LEAST_READ_BYTES` of a frame is not counted.
+#: Bytes of messages that have not come whole, of all connections together: at least, and as many
+#: of the largest frames. What is less than `LEAST_READ_BYTES` of a message is not counted.
 BEGUN_BYTES: Final = 64 * 1024 * 1024
 BEGUN_FRAMES: Final = 2
 #: Seconds for which the rest of a large message may stay away while others wait for its place.
@@ -102,8 +101,8 @@ class Door(Generic[L]):
         self._links: dict[int, L] = {}
         # Those that have come to terms and have something left to read.
         self._unread: dict[int, L] = {}
-        # Bytes of a frame of which a large part has come, by descriptor; the one that was begun
-        # first is in front. And all of them together.
+        # Bytes of a message that is not whole and of which much has come, by descriptor; the one
+        # that was begun first is in front. And all of them together.
         self._begun: dict[int, int] = {}
         self._begun_bytes = 0
         # Those that are not read until there is room for what they have begun.
@@ -256,11 +255,15 @@ class Door(Generic[L]):
                 info = tcp_info(link.tcp)
                 if info.waiting and info.silent_secs > GONE_SECS:
                     self.cut_off(link, "its machine does not answer")
-        if self._crowded:
-            for oldest in [self._links[first] for first in self._first()]:
-                if not oldest.paused_by and now - oldest.grew_at > STALLED_SECS:
-                    stalled = BrokenProtocol("the rest of a large message stays away")
-                    self.cut_off(oldest, str(stalled), stalled)
+        oldest = self._oldest()
+        if (
+            self._crowded
+            and oldest is not None
+            and not oldest.paused_by
+            and now - oldest.grew_at > STALLED_SECS
+        ):
+            stalled = BrokenProtocol("the rest of a large message stays away")
+            self.cut_off(oldest, str(stalled), stalled)
 
     def cut_off(self, link: L, why: str = "", broken: BrokenProtocol | None = None) -> None:
         """End a connection; `why` is for the log, if there is anything to say."""
@@ -339,7 +342,7 @@ class Door(Generic[L]):
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _find_vanished_peer(tcp)
         session = self._new_session(self.role, address[0])
-        link = self._link_type(tcp, address, session, now, self._watch_room)
+        link = self._link_type(tcp, address, session, now, self._watch)
         try:
             self._watch(link)
         except OSError as error:
@@ -427,7 +430,7 @@ class Door(Generic[L]):
             link.grew_at = self._clock()
         self._begun_bytes += begun - before
         crowd = self._begun_bytes > self._most_begun
-        if crowd and begun and descriptor not in self._first():
+        if crowd and begun and link is not self._oldest():
             self._crowded[descriptor] = link
             self.pause(link, _CROWD)
         self._let_go_on()
@@ -439,20 +442,20 @@ class Door(Generic[L]):
         """
         if not self._crowded:
             return
-        if self._begun_bytes > self._most_begun:
-            go_on = [self._crowded.pop(first) for first in self._first() if first in self._crowded]
-        else:
+        if self._begun_bytes <= self._most_begun:
             go_on = list(self._crowded.values())
             self._crowded.clear()
+        else:
+            oldest = self._oldest()
+            go_on = [link for link in self._crowded.values() if link is oldest]
+            self._crowded = {n: link for n, link in self._crowded.items() if link is not oldest}
         for link in go_on:
             self.resume(link, _CROWD)
 
-    def _first(self) -> list[int]:
-        """Give the descriptor of the one whose message began first, if any has."""
-        return list(islice(self._begun, 1))
-
-    def _watch_room(self, link: Link) -> None:
-        self._watch(link)
+    def _oldest(self) -> L | None:
+        """Give the one whose large message began first, if any has begun."""
+        first = next(iter(self._begun), None)
+        return None if first is None else self._links[first]
 
     def _watch(self, link: Link) -> None:
         """Hear of a connection what there is to hear; `OSError` if the kernel has no room."""
