@@ -208,7 +208,7 @@ class Receiver:
         role = Role("SUB", ("PUB", "XPUB"), max_message_size, begins_with=SUBSCRIBES)
         #: Where publishers connect.
         self.door = Door(role, new_session, Link, self, clock)
-        # By connection, which may have ended since; and those of them that are not read for it.
+        # By connection, which may have ended since; and those that are not read further for now.
         self._ahead: dict[Link, Ahead] = {}
         self._ahead_bytes = 0
         self._paused: set[Link] = set()
@@ -230,14 +230,13 @@ class Receiver:
         """
         links = self.door.come()
         for link in links:
-            frames = self.door.read(link, max(1, AHEAD_FRAMES // len(links)), len(links))
+            if self._ahead_bytes < ALL_AHEAD_BYTES:
+                frames = self.door.read(link, max(1, AHEAD_FRAMES // len(links)), len(links))
+                if frames:
+                    self._ahead_bytes += self._ahead.setdefault(link, Ahead()).add(frames)
             ahead = self._ahead.get(link)
-            if frames:
-                ahead = self._ahead.setdefault(link, Ahead())
-                self._ahead_bytes += ahead.add(frames)
-            if not link.open or ahead is None:
-                continue
-            if ahead.is_enough or self._ahead_bytes >= ALL_AHEAD_BYTES:
+            enough = ahead is not None and ahead.is_enough
+            if link.open and (enough or self._ahead_bytes >= ALL_AHEAD_BYTES):
                 self.door.pause(link, _ENOUGH)
                 self._paused.add(link)
 
