@@ -5,7 +5,7 @@ Run it from the root of the repository::
     python -m benchmarks.profile [SUBSCRIBERS]
 
 The profiler makes calls dearer than they are, those of Python more than those of C; the order
-is what counts. Time is that of the loop's thread alone: what ZeroMQ's own threads do is not in it.
+is what counts. Time is that of the loop's thread alone.
 """
 
 from __future__ import annotations
