@@ -19,7 +19,9 @@ import os, sys, time
 from pathlib import Path
 from testbed.service import Process
 
-Process(["sh", "-c", "sleep 300 & echo $$ $!; wait"], os.environ, Path(sys.argv[1]))
+directory = Path(sys.argv[1])
+Process(["sh", "-c", "sleep 300 & echo $$ $!; wait"], os.environ, directory)
+(directory / "watched").touch()
 time.sleep(300)
 """
 
@@ -38,6 +40,8 @@ def test_what_was_started_ends_with_its_starter(tmp_path: Path, number: signal.S
     output = tmp_path / "output"
     try:
         eventually(lambda: output.exists() and output.read_text().endswith("\n"))
+        # The program may be quicker than its starter, which must come to watch it first.
+        eventually((tmp_path / "watched").exists)
         started = [int(pid) for pid in output.read_text().split()]
         assert all(map(running, started))
     finally:
