@@ -14,6 +14,7 @@ import pytest
 from helpers.documents import indicators
 from helpers.waiting import Clock, in_threads
 from threatbus_zmq import publisher as module
+from threatbus_zmq.link import Accepted
 from threatbus_zmq.mapping import KINDS
 from threatbus_zmq.publisher import HALF_OPEN_SECS, ROLE, Publisher
 from threatbus_zmq.reader import Reader
@@ -185,7 +186,7 @@ def make(wake: Any = lambda: None) -> tuple[Publisher, Clock]:
 def connect(publisher: Publisher, p2p: str, peer: Peer | None = None) -> Any:
     delivery = publisher._deliveries.get(p2p) or publisher.add(p2p, p2p)
     session = Session(Null(ROLE), ROLE)
-    link = Reader(cast("Any", peer or Peer()), ("", 0), session, 100.0, lambda *_: None)
+    link = Reader(Accepted(cast("Any", peer or Peer()), ("", 0), session, 100.0, lambda _: None))
     publisher.door._links[link.tcp.fileno()] = link
     publisher.subscribe(link, p2p.encode())
     return delivery

@@ -20,9 +20,9 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from threatbus.logger import RateLimited
 from threatbus.protected import addresses_of
-from threatbus_zmq.link import Ended, Link
+from threatbus_zmq.link import Accepted, Ended, Link
 from threatbus_zmq.tcpinfo import tcp_info
-from threatbus_zmq.zmtp import BrokenProtocol, Refused, Role, Session
+from threatbus_zmq.zmtp import BrokenProtocol, FrameTooLarge, Refused, Role, Session
 
 logger = logging.getLogger("threatbus.zmq.door")
 
@@ -342,7 +342,7 @@ class Door(Generic[L]):
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _find_vanished_peer(tcp)
         session = self._new_session(self.role, address[0])
-        link = self._link_type(tcp, address, session, now, self._watch)
+        link = self._link_type(Accepted(tcp, address, session, now, self._watch))
         try:
             self._watch(link)
         except OSError as error:
@@ -477,6 +477,18 @@ class Door(Generic[L]):
         if epoll is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return epoll
+
+
+def loss(link: Link, broken: BrokenProtocol | None, too_large: str) -> str | None:
+    """Give in words that a peer is cut off for breaking the protocol, and what it sent is lost.
+
+    None if it is not, or had not come to terms; `too_large` says what is of a large frame.
+    """
+    if broken is None or not link.session.ready:
+        return None
+    large = isinstance(broken, FrameTooLarge)
+    what = f"sent {too_large}" if large else f"broke the protocol: {broken}"
+    return f"connection closed by the bus: {link.host} {what}; what it sent is lost"
 
 
 def _address_of(host: str) -> str:

@@ -26,25 +26,27 @@ class _Piece(NamedTuple):
     messages: int = 0
 
 
+class Accepted(NamedTuple):
+    """What a door knows of a connection that it has just accepted."""
+
+    tcp: socket.socket
+    #: The peer's host and port.
+    address: tuple[str, int]
+    session: Session
+    at: float
+    #: Is called when something waits for room in the kernel's buffer, or no longer does.
+    watch_room: Callable[[Link], None]
+
+
 class Link:
-    """One connection. Belongs to the endpoint's loop; nothing in it waits.
+    """One connection. Belongs to the endpoint's loop; nothing in it waits."""
 
-    `watch_room` is called when something waits for room in the kernel's buffer, or no longer does.
-    """
-
-    def __init__(
-        self,
-        tcp: socket.socket,
-        address: tuple[str, int],
-        session: Session,
-        now: float,
-        watch_room: Callable[[Link], None],
-    ) -> None:
-        self.tcp = tcp
+    def __init__(self, accepted: Accepted) -> None:
+        self.tcp = accepted.tcp
         #: The peer's address.
-        self.host, self.port = address
-        self.session = session
-        self.since = now
+        self.host, self.port = accepted.address
+        self.session = accepted.session
+        self.since = accepted.at
         #: When the kernel's buffer last took something of what waits; None while nothing does.
         self.blocked_since: float | None = None
         #: Why nothing is read of it for now.
@@ -52,8 +54,8 @@ class Link:
         #: Whether the loop hears of it.
         self.watched = False
         #: When more of a message came that is not whole yet.
-        self.grew_at = now
-        self._watch_room = watch_room
+        self.grew_at = accepted.at
+        self._watch_room = accepted.watch_room
         # What the kernel's buffer did not take yet, and how much of the first piece it has.
         self._unsent: deque[_Piece] = deque()
         self._sent_of_first = 0

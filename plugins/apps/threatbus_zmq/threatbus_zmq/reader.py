@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable
 from typing import Final
 
-from threatbus_zmq.link import Link
+from threatbus_zmq.link import Accepted, Link
 from threatbus_zmq.tcpinfo import tcp_info
-from threatbus_zmq.zmtp import Frames, Session
+from threatbus_zmq.zmtp import Frames
 
 #: Bytes sent after which it is looked at how much the peer's machine takes.
 LOOK_BYTES: Final = 64 * 1024
@@ -17,15 +15,8 @@ LOOK_BYTES: Final = 64 * 1024
 class Reader(Link):
     """One SUB. Belongs to the endpoint's loop."""
 
-    def __init__(
-        self,
-        tcp: socket.socket,
-        address: tuple[str, int],
-        session: Session,
-        now: float,
-        watch_room: Callable[[Link], None],
-    ) -> None:
-        super().__init__(tcp, address, session, now, watch_room)
+    def __init__(self, accepted: Accepted) -> None:
+        super().__init__(accepted)
         #: By P2P topic: the prefixes that it has named, without the topic.
         self.wanted: dict[str, set[bytes]] = {}
         #: The most bytes that the peer's machine has ever offered to take, read by its app or not.

@@ -21,11 +21,11 @@ from threatbus.logger import RateLimited
 from threatbus.messages import Message
 from threatbus.rejects import RejectStore
 from threatbus.workers import StoppableWorker
-from threatbus_zmq.door import Door
+from threatbus_zmq.door import Door, loss
 from threatbus_zmq.keyring import Client, KeyRing
 from threatbus_zmq.link import Link
 from threatbus_zmq.mapping import FrameReader, written_topic
-from threatbus_zmq.zmtp import SUBSCRIBES, BrokenProtocol, FrameTooLarge, Role, Session
+from threatbus_zmq.zmtp import SUBSCRIBES, BrokenProtocol, Role, Session
 
 logger = logging.getLogger("threatbus.zmq.receiver")
 
@@ -321,14 +321,6 @@ class Receiver:
     def on_end(self, link: Link, broken: BrokenProtocol | None) -> None:
         """Count what is lost when a publisher breaks the protocol."""
         self._paused.discard(link)
-        if broken is None or not link.session.ready:
-            return
-        what = f"broke the protocol: {broken}"
-        if isinstance(broken, FrameTooLarge):
-            limit = self.door.role.max_frame
-            what = f"sent a frame of more than {limit} bytes (max_message_size)"
-        self._rejects.add(
-            ORIGIN,
-            f"connection closed by the bus: {link.host} {what}; what it sent is lost",
-            b"",
-        )
+        limit = self.door.role.max_frame
+        if lost := loss(link, broken, f"a frame of more than {limit} bytes (max_message_size)"):
+            self._rejects.add(ORIGIN, lost, b"")

@@ -9,14 +9,14 @@ from typing import Final
 
 from threatbus.logger import RateLimited
 from threatbus.rejects import RejectStore
-from threatbus_zmq.door import Door
+from threatbus_zmq.door import Door, loss
 from threatbus_zmq.keyring import KeyRing
 from threatbus_zmq.limits import RateLimit
 from threatbus_zmq.link import Link
 from threatbus_zmq.manager import Manager
 from threatbus_zmq.mapping import encode_reply
 from threatbus_zmq.peers import Peer
-from threatbus_zmq.zmtp import BrokenProtocol, FrameTooLarge, Role, Session
+from threatbus_zmq.zmtp import BrokenProtocol, Role, Session
 
 logger = logging.getLogger("threatbus.zmq.requests")
 
@@ -127,9 +127,5 @@ class Requests:
 
     def on_end(self, link: Link, broken: BrokenProtocol | None) -> None:
         """Count what is lost when an app breaks the protocol."""
-        if broken is None or not link.session.ready:
-            return
-        what = f"broke the protocol: {broken}"
-        if isinstance(broken, FrameTooLarge):
-            what = f"sent a request of more than {MAX_REQUEST_BYTES} bytes"
-        self._rejects.add("zmq manage", f"connection closed by the bus: {link.host} {what}", b"")
+        if lost := loss(link, broken, f"a request of more than {MAX_REQUEST_BYTES} bytes"):
+            self._rejects.add("zmq manage", lost, b"")
